@@ -1,0 +1,265 @@
+"""The nouns that travel from room to room; each arrow of the README's picture is one of them.
+
+Example -> Store -> Views -> StepOutput -> Representation -> Features. (The store and the features live on disk; their
+readers are `data.store.Store` and `evaluation.features.Features`.)
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from cl_core.data.sampling import SampleRng
+
+UnitInterval = Annotated[float, Field(ge=0, le=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+Momentum = Annotated[float, Field(ge=0, le=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One image as a source yields it, not yet verified.
+
+    key: unique and stable name (a relative path, an index); splits and subsets are hashed from it.
+    image: bytes of an image file, the path of one (read by the ingest workers), or an array (H, W) or (H, W, C) of
+        uint8 or uint16.
+    label: class name, or None.
+    split: "train", "validation" or "test" where the source knows it; None leaves it to the hash.
+    group: examples of one group (a patient, a video) never land in different splits; None means the key.
+    """
+
+    key: str
+    image: bytes | Path | np.ndarray
+    label: str | None = None
+    split: str | None = None
+    group: str | None = None
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Where images come from. Iterating is cheap; the decoding is ingest's."""
+
+    def fingerprint(self) -> Mapping[str, Any]:
+        """Return JSON that changes whenever the images do (names, sizes, modification times; or name and version).
+
+        Raises DataError where the source does not exist or holds no image.
+        """
+
+    def __iter__(self) -> Iterator[Example]:
+        """Yield every example, in the same order each time."""
+
+
+class Augmentation(Protocol):
+    """One operation of a chain: a whole batch in, a new batch out."""
+
+    def __call__(self, images: Tensor, rng: SampleRng) -> Tensor:
+        """images: (N, C, H, W) float in [0, 1], left untouched. Randomness only from `rng`, one draw per sample."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Views:
+    """What a method looks at in one step.
+
+    images: one tensor per view, each with the batch's N samples first: (N, C, H, W), or (N, T, C, h, w) for T tiles.
+    targets: (N,) int64 where the pretext task has an answer (a permutation, a rotation), else None.
+    labels: (N,) int64 class labels, filled in by the trainer and only for methods that declare `uses_labels`.
+    extras: anything else per sample (masks, offsets), each tensor with N first.
+    """
+
+    images: tuple[Tensor, ...]
+    targets: Tensor | None = None
+    labels: Tensor | None = None
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Views:
+        """A copy with the function applied to every tensor (move to a device, select rows)."""
+        return Views(
+            images=tuple(function(view) for view in self.images),
+            targets=None if self.targets is None else function(self.targets),
+            labels=None if self.labels is None else function(self.labels),
+            extras={name: function(tensor) for name, tensor in self.extras.items()},
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepOutput:
+    """What a method makes of its views.
+
+    loss: scalar with gradient, the only tensor that has one.
+    metrics: detached scalars to log (pretext accuracy, parts of the loss), never used for control.
+    embedding: (N, D) detached output in which collapse would show (a projection), or None where nothing can collapse.
+    """
+
+    loss: Tensor
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+    embedding: Tensor | None = None
+
+
+class Encoder(nn.Module, ABC):
+    """What the pipeline asks of an encoder; any module with these members will do, this base is a convenience.
+
+    out_dim: D, the width of `forward`'s output.
+    """
+
+    out_dim: int
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images (N, C, H, W) -> pooled features (N, D) of the last stage."""
+        return global_average(list(self.stages(images).values())[-1])
+
+    @abstractmethod
+    def stages(self, images: Tensor) -> dict[str, Tensor]:
+        """images (N, C, H, W) -> {stage: map (N, C_s, H_s, W_s) or average of tokens (N, C_s)}, early to late."""
+
+
+class Representation(nn.Module):
+    """What evaluation keeps of a method: RGB images in [0, 1] -> features of every stage.
+
+    It owns its input: `preprocess` turns RGB into what the encoder was trained on (standardised per image, L only).
+    input_name: names that preprocessing; encoders with equal input share their random-init yardstick.
+    """
+
+    def __init__(
+        self, encoder: nn.Module, preprocess: Callable[[Tensor], Tensor] | None = None, input_name: str = "rgb"
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.preprocess = preprocess
+        self.input_name = input_name
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """images (N, 3, H, W) in [0, 1] -> {stage: (N, C, H, W) or (N, C)}, early to late."""
+        encoder: Any = self.encoder
+        stages: dict[str, Tensor] = encoder.stages(self._prepared(images))
+        return stages
+
+    def pooled(self, images: Tensor) -> Tensor:
+        """images (N, 3, H, W) in [0, 1] -> (N, D), the encoder's own output."""
+        output: Tensor = self.encoder(self._prepared(images))
+        return output
+
+    def _prepared(self, images: Tensor) -> Tensor:
+        return images if self.preprocess is None else self.preprocess(images)
+
+
+class FineTuneModel(nn.Module):
+    """The part of a method that fine-tuning continues from: RGB in [0, 1] -> (N, out_dim), all of it trainable."""
+
+    def __init__(self, representation: Representation, out_dim: int) -> None:
+        super().__init__()
+        self.representation = representation
+        self.out_dim = out_dim
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images (N, 3, H, W) in [0, 1] -> (N, out_dim)."""
+        return self.representation.pooled(images)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParamGroup:
+    """Parameters that the optimiser treats alike.
+
+    decay: weight decay applies. adapt: LARS scales the step by the layer's norm. lr_mult: factor on the learning rate.
+    """
+
+    params: list[nn.Parameter]
+    decay: bool = True
+    adapt: bool = True
+    lr_mult: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """One qualitative picture for the report: title, one sentence on how to read it, (H, W, 3) uint8 pixels."""
+
+    title: str
+    caption: str
+    image: np.ndarray
+
+
+class Method(nn.Module, ABC):
+    """One self-supervised objective: images -> views -> loss.
+
+    It never knows dataset, paths, optimiser, precision, epochs or ranks. All that resume needs (EMA networks, queues,
+    tables) is in its `state_dict`. `forward` is pure with respect to that state, batch-norm statistics excepted.
+    """
+
+    encoder: nn.Module
+    uses_labels: bool = False
+
+    @abstractmethod
+    def make_views(self, images: Tensor, rng: SampleRng) -> Views:
+        """images (N, C, H, W) in [0, 1] -> views. Randomness only from `rng`; must not depend on the encoder."""
+
+    @abstractmethod
+    def forward(self, views: Views) -> StepOutput:
+        """Loss of one batch. It is `forward` so that data parallelism and torch.compile can wrap it."""
+
+    def after_update(self, progress: float) -> None:
+        """Called after each optimiser step with progress in (0, 1]: move EMA networks, queues, stages here."""
+
+    def prepare(self, sample: Tensor) -> None:
+        """Derive state from data: called once, before the first step, with up to 2,048 images (M, C, H, W)."""
+
+    def representation(self) -> Representation:
+        """Return what evaluation keeps, sharing its weights with this method."""
+        return Representation(self.encoder)
+
+    def fine_tune_model(self) -> FineTuneModel:
+        """Return what fine-tuning continues from, sharing its weights with this method."""
+        out_dim: Any = self.encoder.out_dim
+        return FineTuneModel(self.representation(), out_dim)
+
+    def parameter_groups(self) -> list[ParamGroup]:
+        """Return every trainable parameter once. Default: biases and norms neither decay nor adapt."""
+        weights = [p for p in self.parameters() if p.requires_grad and p.ndim > 1]
+        vectors = [p for p in self.parameters() if p.requires_grad and p.ndim <= 1]
+        return [ParamGroup(params=weights), ParamGroup(params=vectors, decay=False, adapt=False)]
+
+    def trivial(self) -> dict[str, float]:
+        """Return the loss and metrics of a constant predictor, by the names they are logged under ("loss", ...)."""
+        return {}
+
+    def panels(self, images: Tensor, rng: SampleRng) -> list[Panel]:
+        """Return pictures for the report, drawn from images (N, 3, H, W) in [0, 1] that were not trained on."""
+        return []
+
+
+def global_average(features: Tensor) -> Tensor:
+    """(N, C, H, W) -> (N, C); a (N, C) tensor is returned as it is."""
+    return features.mean(dim=(2, 3)) if features.ndim == 4 else features
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunInfo:
+    """What observers are told when a pretraining run starts.
+
+    directory: scratch folder of this run that survives interruption (`.contrast/...`); trackers write below it.
+    """
+
+    experiment: str
+    directory: Path
+    total_steps: int
+    config: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSummary:
+    """What observers are told when a run ends: "finished", "interrupted" or "failed", and the last logged metrics."""
+
+    status: str
+    step: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+def set_seed(seed: int) -> None:
+    """Seed torch's global generators (weight initialisation, dropout); view generation never uses them."""
+    torch.manual_seed(seed)

@@ -1,0 +1,1 @@
+"""The built-in parts. They register exactly as a stranger's plugin would."""
