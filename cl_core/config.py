@@ -1,0 +1,277 @@
+"""The sections of params.yaml and experiments/*.yaml as frozen, strict models; each field's docstring is its help.
+
+Knows the sections, not the parts: which method, encoder or loss exists is the registry's business.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    model_validator,
+)
+
+UnitInterval = Annotated[float, Field(ge=0, le=1)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys and silent conversions are errors, values never change after loading."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class PartSpec(Section):
+    """A part by name with its options beside it, e.g. `{name: nt_xent, temperature: 0.5}`."""
+
+    model_config = ConfigDict(
+        extra="allow", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+    name: str
+    """Name under which a plugin registered the part (`contrast plugins` lists them)."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keys beside `name`, checked by the registry against the part's own signature."""
+        return dict(self.model_extra or {})
+
+
+def _count_or_share(value: int | float) -> int | float:
+    if isinstance(value, bool) or value < 0 or (isinstance(value, float) and value >= 1):
+        raise ValueError("must be a share of the images in [0, 1) or a whole number of images")
+    return value
+
+
+CountOrShare = Annotated[int | float, AfterValidator(_count_or_share)]
+
+
+class SplitConfig(Section):
+    """How images without a split of their own are divided, by a hash of their key (or group)."""
+
+    validation: CountOrShare = 0.1
+    """Share in [0, 1), or number of images, on which hyper-parameters are chosen."""
+    test: CountOrShare = 0.2
+    """Share in [0, 1), or number of images, read once per result. Unused where the source has a test split."""
+
+
+class DataConfig(Section):
+    """Where the images come from and how they are stored."""
+
+    source: PartSpec
+    """Source plugin with its options. `${NAME}` in a text is taken from the environment."""
+    size: Annotated[int, Field(ge=8, le=1024)] = 32
+    """Side of the stored square images in pixels."""
+    splits: SplitConfig = SplitConfig()
+    subset: PositiveInt | None = None
+    """Use only this many training images (smallest key hash) in every stage after ingest; null uses all."""
+    max_pixels: PositiveInt = 100_000_000
+    """An image file with more pixels is quarantined unread."""
+
+
+class ViewsConfig(Section):
+    """Which augmentations make the views: a recipe by name, or chains spelt out."""
+
+    recipe: PartSpec | None = None
+    """A paper's chains, e.g. `{name: simclr-cifar}`."""
+    chains: dict[Annotated[str, Field(pattern=r"^augment(_[a-z0-9_]+)?$")], list[PartSpec]] = {}
+    """Argument of the method (`augment`, `augment_a`, ...) -> list of augmentations in order."""
+    materialize: NonNegativeInt = 0
+    """Write this many epochs of views to disk and train on them in turn; 0 generates views while training."""
+    preview: Annotated[int, Field(ge=1, le=64)] = 8
+    """Images shown in preview.png."""
+
+    @model_validator(mode="after")
+    def _one_spelling(self) -> ViewsConfig:
+        if self.recipe is not None and self.chains:
+            raise ValueError("takes a recipe or chains, not both; delete one")
+        return self
+
+
+class LrRule(Section):
+    """A learning rate that follows the batch size; the resulting number is printed and stored."""
+
+    base: PositiveFloat
+    """Learning rate at the reference batch size."""
+    per: PositiveInt = 256
+    """Reference batch size."""
+    rule: Literal["linear", "sqrt"] = "linear"
+    """linear: base * batch / per; sqrt: base * sqrt(batch / per)."""
+
+
+LearningRate = Annotated[
+    Annotated[PositiveFloat, Tag("as-number")] | Annotated[LrRule, Tag("as-rule")],
+    Discriminator(lambda value: "as-rule" if isinstance(value, dict | LrRule) else "as-number"),
+]
+
+
+class OptimizerConfig(Section):
+    """The optimiser and its learning rate."""
+
+    name: Literal["sgd", "adamw", "lars"] = "sgd"
+    lr: LearningRate = LrRule(base=0.06)
+    """Peak learning rate as used, or a rule {base, per, rule}."""
+    weight_decay: NonNegativeFloat = 1e-4
+    """Not applied to biases and norms."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Of sgd and lars."""
+    nesterov: bool = False
+    """Of sgd."""
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    """Of adamw."""
+    trust_coefficient: PositiveFloat = 1e-3
+    """Of lars (eta)."""
+    clip: PositiveFloat | None = None
+    """Largest norm of the gradient; null does not clip."""
+
+    def peak_lr(self, batch_size: int) -> float:
+        """The learning rate after the scaling rule, the number the optimiser sees."""
+        if not isinstance(self.lr, LrRule):
+            return self.lr
+        ratio = batch_size / self.lr.per
+        return self.lr.base * (ratio if self.lr.rule == "linear" else ratio**0.5)
+
+
+class ScheduleConfig(Section):
+    """Linear warm-up, then half a cosine."""
+
+    epochs: PositiveInt = 20
+    warmup_epochs: NonNegativeFloat = 1.0
+    final_lr: UnitInterval = 0.0
+    """Share of the peak learning rate that is left at the end."""
+
+    @model_validator(mode="after")
+    def _warm_up_ends(self) -> ScheduleConfig:
+        if self.warmup_epochs > self.epochs:
+            raise ValueError(f"warmup_epochs {self.warmup_epochs:g} exceeds epochs {self.epochs}; lower it")
+        return self
+
+
+class TrainConfig(Section):
+    """The training loop."""
+
+    batch_size: Annotated[int, Field(ge=2)] = 256
+    """Images per step."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto measures once per machine, encoder and shape and keeps the choice."""
+    channels_last: Literal["auto", True, False] = "auto"
+    log_every: PositiveInt = 10
+    """Steps between logged figures."""
+    save_every: PositiveInt = 200
+    """Steps between checkpoints."""
+    knn_every: NonNegativeInt = 1
+    """Epochs between online kNN evaluations; 0 turns them off."""
+    trackers: list[PartSpec] = []
+    """Tracker plugins that also receive the logged figures."""
+
+
+class ExperimentConfig(Section):
+    """One file of experiments/: what is trained and how."""
+
+    extends: Name | None = None
+    """Another experiment whose settings hold where this file says nothing, e.g. the same with another seed."""
+    description: str = ""
+    """One line for the report."""
+    seed: NonNegativeInt | None = None
+    """Overrides the seed of params.yaml."""
+    method: PartSpec
+    encoder: PartSpec
+    loss: PartSpec | None = None
+    views: ViewsConfig = ViewsConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    train: TrainConfig = TrainConfig()
+
+
+class LinearConfig(Section):
+    """Linear probe, protocol linear/lbfgs-v1."""
+
+    l2: Annotated[list[PositiveFloat], Field(min_length=1)] = [1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0]
+    """Grid of L2 penalties on the mean loss, chosen on validation."""
+    max_values: PositiveInt = 2048
+    """Stage features are average-pooled to the largest square grid with at most this many values."""
+    max_iter: PositiveInt = 200
+    """Iterations of L-BFGS per penalty."""
+
+
+class KnnConfig(Section):
+    """Weighted nearest neighbours, protocol knn/instdisc-v1."""
+
+    k: PositiveInt = 200
+    temperature: PositiveFloat = 0.1
+
+
+class FinetuneConfig(Section):
+    """Fine-tuning on few labels, protocol finetune/simclr-v1."""
+
+    fractions: Annotated[list[Fraction], Field(min_length=1)] = [0.01, 0.1, 1.0]
+    """Shares of the labelled training images; subsets are nested and class-balanced."""
+    recipe: PartSpec = PartSpec(name="crop-flip")
+    """Augmentation of the labelled images; the protocol has crop and flip only."""
+    lr: Annotated[list[PositiveFloat], Field(min_length=1)] = [0.02, 0.1]
+    """Grid of learning rates at batch size 256 (scaled linearly), chosen on validation, for every competitor alike."""
+    batch_size: Annotated[int, Field(ge=2)] = 128
+    epochs: PositiveInt = 30
+    min_steps: PositiveInt = 60
+    """Steps that small subsets get at least."""
+    max_steps: PositiveInt = 1000
+    """Steps that large subsets get at most."""
+
+
+class EvaluationConfig(Section):
+    """How representations are judged; the same for all experiments, so that tables compare."""
+
+    linear: LinearConfig = LinearConfig()
+    knn: KnnConfig = KnnConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
+    batch_size: PositiveInt = 500
+    """Images per forward pass when features are computed."""
+
+
+class RunConfig(Section):
+    """How `contrast run` drives the stages."""
+
+    jobs: PositiveInt = 1
+    """Stages that may run side by side."""
+    retries: NonNegativeInt = 1
+    """How often a failed stage is tried again."""
+
+
+class PluginsConfig(Section):
+    """Which installed plugins are left out."""
+
+    block: list[str] = []
+    """Entry-point names that are not loaded."""
+
+
+class ParamsConfig(Section):
+    """params.yaml: what all experiments share."""
+
+    title: str = "contrast"
+    """Heading of the report."""
+    experiments: Annotated[list[Name], Field(min_length=1)]
+    """Names of the files experiments/<name>.yaml that take part."""
+    seed: NonNegativeInt = 0
+    data: DataConfig
+    evaluation: EvaluationConfig = EvaluationConfig()
+    run: RunConfig = RunConfig()
+    plugins: PluginsConfig = PluginsConfig()
+
+    @model_validator(mode="after")
+    def _unique(self) -> ParamsConfig:
+        twice = sorted({name for name in self.experiments if self.experiments.count(name) > 1})
+        if twice:
+            raise ValueError(f"experiments lists {', '.join(twice)} twice; keep one")
+        return self
