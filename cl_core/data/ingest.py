@@ -1,0 +1,307 @@
+"""From a source of images to a store: every file verified, converted, put into a split, and accounted for.
+
+Two passes. The first reads names (`data.splits`), the second decodes in threads (`data.decode`) and writes shards
+(`data.shards`) in the order of the source, so the same images give the same bytes for any number of threads. An image
+that cannot be used goes to quarantine.csv with its reason; nothing is dropped in silence, nothing half-read is kept.
+Memory stays flat: under 100 bytes per image, and what is in flight. The folder appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cl_core.data.decode import MAX_PIXELS, UnreadableImageError, decode, quiet_pillow
+from cl_core.data.files import write_json
+from cl_core.data.shards import CHANNELS, FORMAT, SHARD_ROWS, ShardWriter, read_shard
+from cl_core.data.splits import SPLITS, SplitRule, Survey, hash_words, survey
+from cl_core.errors import DataError
+from cl_core.types import Example, Source
+
+__all__ = ["SplitRule", "ingest"]
+
+_CHUNK = 32  # examples per task: handing over single small images would cost more than decoding them
+_LISTED = 100  # duplicates named in the manifest; the count is always whole
+_TOLD = 3  # examples of each kind in the summary
+_PROGRESS = 10_000  # images between two progress lines, at least
+
+_OWN_FILES = {"manifest.json", "quarantine.csv"}
+
+
+def ingest(
+    source: Source,
+    out: Path,
+    *,
+    size: int,
+    splits: SplitRule,
+    source_spec: Mapping[str, Any],
+    max_pixels: int = MAX_PIXELS,
+    workers: int | None = None,
+    report: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Write the store `out`, images (size, size, 3) uint8, and return its manifest.
+
+    source_spec: {"name", "options"} for the manifest. max_pixels: larger images are quarantined unread. workers:
+    threads, None for one per core. report: gets a few lines of summary.
+    Raises DataError where keys come twice, an example is invalid, no image is left for train, the source changes
+    meanwhile, or `out` holds other files than a store's.
+    """
+    _check_target(out)
+    plan = survey(source, splits)
+    if len(plan) == 0:
+        raise DataError(
+            f"the source {source_spec.get('name', '')!r} gives no image; point it at a place that holds some"
+        )
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        with quiet_pillow(), _StoreWriter(partial, plan, size) as store:
+            for position, image in enumerate(_decoded(source, plan, size, max_pixels, workers or _cores())):
+                store.add(position, image)
+                if (position + 1) % max(_PROGRESS, len(plan) // 10) == 0:
+                    report(f"{position + 1:,} of {len(plan):,} images read")
+            manifest = store.finish(source_spec, splits)
+        write_json(partial / "manifest.json", manifest)
+        _publish(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    for line in _summary(manifest, store.first_reasons):
+        report(line)
+    return manifest
+
+
+class _Decoded(NamedTuple):
+    """One example after decoding: the image and a hash of its pixels, or the reason why there is none."""
+
+    key: str
+    image: np.ndarray | None = None
+    digest: bytes = b""
+    reason: str = ""
+
+
+def _decoded(source: Source, plan: Survey, size: int, max_pixels: int, workers: int) -> Iterator[_Decoded]:
+    """The second pass: every example of the source, decoded in threads, in order, a bounded number in flight."""
+    pending: deque[Future[list[_Decoded]]] = deque()
+    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
+        try:
+            for chunk in _chunks(_unchanged(source, plan)):
+                pending.append(pool.submit(_decode_chunk, chunk, size, max_pixels))
+                if len(pending) > 2 * workers:
+                    yield from pending.popleft().result()
+            while pending:
+                yield from pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def _decode_chunk(chunk: list[Example], size: int, max_pixels: int) -> list[_Decoded]:
+    return [_decode_one(example, size, max_pixels) for example in chunk]
+
+
+def _decode_one(example: Example, size: int, max_pixels: int) -> _Decoded:
+    try:
+        image = decode(example.image, size=size, max_pixels=max_pixels)
+    except UnreadableImageError as error:
+        return _Decoded(example.key, reason=str(error))
+    image = np.ascontiguousarray(image)
+    return _Decoded(example.key, image, hashlib.sha256(image.data).digest()[:16])
+
+
+def _unchanged(source: Source, plan: Survey) -> Iterator[Example]:
+    """The examples of the source, as long as they are those of the first pass."""
+    count = 0
+    for example in source:
+        if count == len(plan) or hash_words(example.key)[0] != int(plan.keys[count]):
+            break
+        yield example
+        count += 1
+    else:
+        if count == len(plan):
+            return
+    raise DataError(f"the source changed while it was read (at example {count}); run the same command again")
+
+
+def _chunks(examples: Iterable[Example]) -> Iterator[list[Example]]:
+    iterator = iter(examples)
+    while chunk := list(islice(iterator, _CHUNK)):
+        yield chunk
+
+
+class _StoreWriter:
+    """The shards, the quarantine list and the counts of a store in the making."""
+
+    def __init__(self, folder: Path, plan: Survey, size: int) -> None:
+        self._folder, self._plan, self._size = folder, plan, size
+        self._writers: dict[int, ShardWriter] = {}
+        self._quarantine_file = (folder / "quarantine.csv").open("w", newline="", encoding="utf-8")
+        self._quarantine = csv.writer(self._quarantine_file, lineterminator="\n")
+        self._quarantine.writerow(["key", "reason"])
+        self._quarantined = 0
+        self._digests, self._splits = bytearray(), bytearray()  # of the images kept
+        # Row: split. Column: class, the last one for images without a label.
+        self._counts = np.zeros((len(SPLITS), len(plan.classes) + 1), dtype=np.int64)
+        self.first_reasons: list[str] = []
+
+    def __enter__(self) -> _StoreWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._quarantine_file.close()
+        for writer in self._writers.values():
+            writer.abort()
+
+    def add(self, position: int, decoded: _Decoded) -> None:
+        """Store the image, or its reason; `position` is its place in the plan."""
+        if decoded.image is None:
+            self._quarantine.writerow([decoded.key, decoded.reason])
+            self._quarantined += 1
+            if len(self.first_reasons) < _TOLD:
+                self.first_reasons.append(f"{decoded.key} ({decoded.reason})")
+            return
+        split, label = int(self._plan.splits[position]), int(self._plan.labels[position])
+        if split not in self._writers:
+            self._writers[split] = ShardWriter(self._folder, SPLITS[split], self._size)
+        self._writers[split].add(decoded.key, label, decoded.image)
+        self._counts[split, label] += 1
+        self._digests += decoded.digest
+        self._splits.append(split)
+
+    def finish(self, source_spec: Mapping[str, Any], rule: SplitRule) -> dict[str, Any]:
+        """Close all files and describe them. Raises DataError where nothing is left to train on."""
+        self._check_enough(rule)
+        splits = {name: self._describe(split) for split, name in enumerate(SPLITS)}
+        self._quarantine_file.flush()
+        os.fsync(self._quarantine_file.fileno())
+        return {
+            "format": FORMAT,
+            "layout": "decoded",
+            "image_size": self._size,
+            "channels": CHANNELS,
+            "classes": self._plan.classes,
+            "splits": splits,
+            "source": dict(source_spec),
+            "quarantined": self._quarantined,
+            "duplicates": self._duplicates(splits),
+        }
+
+    def _check_enough(self, rule: SplitRule) -> None:
+        if len(self._splits) == 0:
+            raise DataError(
+                f"none of the {self._quarantined:,} files can be used as an image: {'; '.join(self.first_reasons)}; "
+                "check that the source points at intact image files"
+            )
+        if self._counts[0].sum() == 0:
+            raise DataError(
+                f"no image is left for train: validation {rule.validation} and test {rule.test} take all "
+                f"{len(self._splits):,} of them; set smaller splits, or add images"
+            )
+
+    def _describe(self, split: int) -> dict[str, Any]:
+        counts = self._counts[split].tolist()
+        return {
+            "count": sum(counts),
+            "class_counts": dict(zip(self._plan.classes, counts[:-1], strict=True)),
+            "shards": self._writers[split].close() if split in self._writers else [],
+        }
+
+    def _duplicates(self, splits: Mapping[str, Any]) -> dict[str, Any]:
+        """Images whose stored pixels also occur in an earlier split: [[key there, key here], ...]."""
+        codes = np.frombuffer(self._splits, dtype=np.uint8)
+        pairs = _repeated_later(np.frombuffer(self._digests, dtype="<u8").reshape(-1, 2), codes)
+        names = _KeyReader(self._folder, splits, codes)
+        listed = [[names[int(first)], names[int(again)]] for first, again in pairs[:_LISTED]]
+        return {"across_splits": listed, "count": len(pairs)}
+
+
+def _repeated_later(digests: np.ndarray, splits: np.ndarray) -> np.ndarray:
+    """Positions (first, again) of equal digests in different splits, `first` in the earliest split that has it.
+
+    digests: (N, 2) words. splits: (N,) numbers, train first. Returns (K, 2), sorted by `again`.
+    """
+    order = np.lexsort((splits, digests[:, 1], digests[:, 0]))
+    in_order = digests[order]
+    starts = np.concatenate([[True], (in_order[1:] != in_order[:-1]).any(axis=1)])
+    first = order[np.maximum.accumulate(np.where(starts, np.arange(len(order)), 0))]
+    later = splits[order] > splits[first]
+    pairs = np.stack([first[later], order[later]], axis=1)
+    sorted_pairs: np.ndarray = pairs[np.argsort(pairs[:, 1], kind="stable")]
+    return sorted_pairs
+
+
+class _KeyReader:
+    """Keys by position among the images kept, read back from the shards, so that none need be held in memory."""
+
+    def __init__(self, folder: Path, splits: Mapping[str, Any], codes: np.ndarray) -> None:
+        self._folder, self._splits, self._codes = folder, splits, codes
+
+    def __getitem__(self, position: int) -> str:
+        code = self._codes[position]
+        shard, row = divmod(int((self._codes[:position] == code).sum()), SHARD_ROWS)
+        key: str = self._table(SPLITS[code], shard).column("key")[row].as_py()
+        return key
+
+    def _table(self, split: str, shard: int) -> Any:
+        return read_shard(self._folder / self._splits[split]["shards"][shard]["file"]).table
+
+
+def _summary(manifest: Mapping[str, Any], reasons: list[str]) -> Iterator[str]:
+    splits = manifest["splits"]
+    total = sum(split["count"] for split in splits.values())
+    classes = f"{len(manifest['classes'])} classes" if manifest["classes"] else "no labels"
+    parts = ", ".join(f"{name} {split['count']:,}" for name, split in splits.items())
+    yield f"{total:,} images, {classes}: {parts}"
+    missing = [name for name, count in splits["train"]["class_counts"].items() if count == 0]
+    if missing:
+        yield f"no image in train of {len(missing)} classes: {_listed(missing)}"
+    if manifest["quarantined"]:
+        yield f"quarantined {manifest['quarantined']:,} (all in quarantine.csv): {_listed(reasons)}"
+    if manifest["duplicates"]["count"]:
+        pairs = [f"{again} = {first}" for first, again in manifest["duplicates"]["across_splits"]]
+        yield (
+            f"leakage: {manifest['duplicates']['count']:,} images of validation or test have the very pixels of an "
+            f"image in an earlier split: {_listed(pairs)}"
+        )
+
+
+def _listed(items: list[str]) -> str:
+    return "; ".join(items[:_TOLD]) + (" ..." if len(items) > _TOLD else "")
+
+
+def _cores() -> int:
+    """Cores this process may use; macOS cannot tell, and then all of them."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _check_target(out: Path) -> None:
+    """Refuse to replace anything that is not a store: the path may be mistyped."""
+    if out.exists() and not out.is_dir():
+        raise DataError(f"{out} is a file; the store is a folder, choose another name for it")
+    if out.is_dir():
+        strange = [path.name for path in out.iterdir() if path.name not in _OWN_FILES and path.suffix != ".arrow"]
+        if strange:
+            raise DataError(
+                f"the folder {out} is not a store (it holds {strange[0]!r}) and would be replaced; choose another "
+                "folder for the store, or empty this one"
+            )
+
+
+def _publish(partial: Path, out: Path) -> None:
+    """Put the finished folder in place; a kill between the two renames leaves no store rather than half of one."""
+    old = out.with_name(f".{out.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        out.rename(old)
+    partial.rename(out)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,184 @@
+"""The dataset as the rest of the pipeline sees it: splits of keys, labels and memory-mapped pixels.
+
+Reads what `data.ingest` wrote; never writes, never decodes. Opening checks that every shard is there with its rows;
+`verify` also reads all bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from cl_core.data.files import sha256_bytes, sha256_file
+from cl_core.data.shards import FORMAT, REMEDY, Shard, read_shard
+from cl_core.data.splits import SPLITS, hash_words
+from cl_core.errors import DataError
+
+Rows = Tensor | np.ndarray
+
+
+class Store:
+    """A folder of Arrow shards with its manifest.
+
+    manifest: as ingest wrote it. digest: sha256 of manifest.json, which names the sha256 of each shard, so equal
+    digests mean equal data.
+    """
+
+    def __init__(self, path: Path, manifest: dict[str, Any], digest: str) -> None:
+        self.path, self.manifest, self.digest = path, manifest, digest
+        self.image_size: int = manifest["image_size"]
+        self.channels: int = manifest["channels"]
+        self.classes: list[str] = manifest["classes"]
+        self._splits = {name: self._read_split(name) for name in manifest["splits"]}
+
+    @classmethod
+    def open(cls, path: Path) -> Store:
+        """Map the store at `path`. Raises DataError where it is missing, damaged or of another format version."""
+        try:
+            data = (path / "manifest.json").read_bytes()
+        except OSError:
+            raise DataError(
+                f"{path} holds no store (it has no manifest.json); run `contrast run` to ingest the images, or "
+                "`dvc pull` to fetch the store"
+            ) from None
+        return cls(path, _parsed(data, path / "manifest.json"), sha256_bytes(data))
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether train holds labelled images of at least two classes, without which nothing can be evaluated."""
+        counts = self.manifest["splits"]["train"]["class_counts"].values()
+        return sum(count > 0 for count in counts) >= 2
+
+    def split(self, name: str) -> Split:
+        """The split of that name, empty where it has no images. Raises DataError unless it is one of SPLITS."""
+        if name not in SPLITS:
+            raise DataError(f"there is no split {name!r}; choose one of {', '.join(SPLITS)}")
+        return self._splits[name]
+
+    def verify(self) -> None:
+        """Read every byte. Raises DataError naming the shards whose sha256 is not the manifest's."""
+        damaged = [
+            shard["file"]
+            for split in self.manifest["splits"].values()
+            for shard in split["shards"]
+            if sha256_file(self.path / shard["file"]) != shard["sha256"]
+        ]
+        if damaged:
+            raise DataError(f"the store {self.path} is damaged in {', '.join(damaged)}; {REMEDY}")
+
+    def _read_split(self, name: str) -> Split:
+        shards = []
+        for listed in self.manifest["splits"][name]["shards"]:
+            path = self.path / listed["file"]
+            shards.append(read_shard(path))
+            self._check_shard(shards[-1], listed["rows"], path)
+        return Split(name, shards, image_size=self.image_size, channels=self.channels)
+
+    def _check_shard(self, shard: Shard, rows: int, path: Path) -> None:
+        if shard.table.num_rows != rows:
+            raise DataError(f"the shard {path} has {shard.table.num_rows} rows, the manifest says {rows}; {REMEDY}")
+        width = self.image_size**2 * self.channels
+        if any(block.shape[1] != width for block in shard.images):
+            raise DataError(f"the shard {path} does not hold {self.image_size} x {self.image_size} images; {REMEDY}")
+
+
+class Split:
+    """Some images of a store, in a fixed order; row i is key i, label i and image i.
+
+    image_size: H = W. channels: C = 3.
+    """
+
+    def __init__(
+        self, name: str, shards: list[Shard], *, image_size: int, channels: int, chosen: np.ndarray | None = None
+    ) -> None:
+        self.name, self.image_size, self.channels = name, image_size, channels
+        self._shards = shards
+        self._blocks = [block for shard in shards for block in shard.images]
+        self._starts = np.cumsum([0, *(len(block) for block in self._blocks)])
+        self._chosen = chosen  # rows of the shards, None for all
+
+    def __len__(self) -> int:
+        return int(self._starts[-1]) if self._chosen is None else len(self._chosen)
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """The names of the examples, N of them."""
+        keys: list[str] = self._column("key").to_pylist() if self._shards else []
+        return keys if self._chosen is None else [keys[row] for row in self._chosen]
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """(N,) int64 indices into the store's classes, -1 where there is no label."""
+        if not self._shards:
+            return np.zeros(0, dtype=np.int64)
+        labels = self._column("label").fill_null(-1).to_numpy().astype(np.int64)
+        return labels if self._chosen is None else labels[self._chosen]
+
+    def images(self, rows: Rows) -> Tensor:
+        """rows: (M,) int64 in [0, N) -> (M, C, H, W) uint8 in channels-last memory, a copy of the mapped pixels.
+
+        Raises IndexError for a row that is not there.
+        """
+        rows = self._shard_rows(rows)
+        pixels = np.empty((len(rows), self.image_size**2 * self.channels), dtype=np.uint8)
+        block_of = np.searchsorted(self._starts, rows, side="right") - 1
+        for number in np.unique(block_of):
+            here = np.flatnonzero(block_of == number)
+            pixels[here] = self._blocks[number][rows[here] - self._starts[number]]
+        shape = (len(rows), self.image_size, self.image_size, self.channels)
+        return torch.from_numpy(pixels.reshape(shape)).permute(0, 3, 1, 2)
+
+    def by_hash(self, count: int) -> Split:
+        """The `count` examples of smallest key hash, all if there are fewer, in the same order as before.
+
+        A smaller count gives a subset of a larger one's, and adding images replaces few of those chosen.
+        """
+        if count >= len(self):
+            return self
+        hashes = np.array([hash_words(key)[3] for key in self.keys], dtype=np.uint64)
+        return self.select(np.sort(np.argsort(hashes, kind="stable")[: max(count, 0)]))
+
+    def select(self, rows: Rows) -> Split:
+        """The given rows, (M,) int64 in [0, N), in the given order."""
+        return Split(
+            self.name,
+            self._shards,
+            image_size=self.image_size,
+            channels=self.channels,
+            chosen=self._shard_rows(rows),
+        )
+
+    def _shard_rows(self, rows: Rows) -> np.ndarray:
+        rows = np.asarray(rows, dtype=np.int64)
+        if len(rows) and (rows.min() < 0 or rows.max() >= len(self)):
+            raise IndexError(f"rows {rows.min()}..{rows.max()} of {self.name}, which has {len(self)}")
+        return rows if self._chosen is None else self._chosen[rows]
+
+    def _column(self, name: str) -> pa.ChunkedArray:
+        return pa.chunked_array([chunk for shard in self._shards for chunk in shard.table.column(name).chunks])
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 in 0..255 -> float32 in [0, 1], same shape, memory layout and device."""
+    return images.to(torch.float32, copy=True).div_(255)
+
+
+def _parsed(data: bytes, path: Path) -> dict[str, Any]:
+    try:
+        manifest: dict[str, Any] = json.loads(data)
+        written = manifest["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is damaged ({error!r}); {REMEDY}") from error
+    if written != FORMAT:
+        raise DataError(
+            f"{path} has the format {written!r}, this version of contrast reads {FORMAT!r}; delete the folder and run "
+            "`contrast run` to ingest the images again"
+        )
+    return manifest
