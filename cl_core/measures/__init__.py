@@ -1,0 +1,1 @@
+"""Figures that training and evaluation both need."""

@@ -1,0 +1,1 @@
+"""Train a method: loop, optimisers, checkpoints, tracking."""

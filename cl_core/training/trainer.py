@@ -1,0 +1,295 @@
+"""Train a method on a split: the loop, and how a run begins, continues and ends.
+
+batch -> views -> forward -> backward -> step -> after_update -> log -> save. Views and order are functions of (seed,
+step), so a run that was killed continues from its newest checkpoint to the very bytes of an uninterrupted one. Knows no
+method, and evaluates nothing but the online kNN of its curves.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cl_core.config import OptimizerConfig, ScheduleConfig, TrainConfig
+from cl_core.data.files import write_json
+from cl_core.data.loader import Batch, Loader
+from cl_core.data.sampling import mix
+from cl_core.data.store import Split, to_float
+from cl_core.data.views import MaterializedViews, views_of
+from cl_core.errors import CheckpointError, Interrupted
+from cl_core.measures.diagnostics import collapse_figures
+from cl_core.training.checkpoint import Checkpoints
+from cl_core.training.optim import Schedule
+from cl_core.training.outputs import finite, write_card, write_curves, write_encoder, write_panels
+from cl_core.training.precision import Choice, choices, decide, decision_key
+from cl_core.training.probe import OnlineKnn
+from cl_core.training.progress import Status, Throughput
+from cl_core.training.tracking import Observers
+from cl_core.training.update import Updater, deterministic, make_fabric
+from cl_core.types import Method, RunInfo, StepOutput, Views
+
+PREPARE_IMAGES = 2048
+# Enough to time a choice on a CPU: for resnet8 of width 16 at 32 px, on one core of an AMD EPYC, the time per image
+# differed by at most 40 % between 64, 128 and 512 images, and the faster memory format was the same in all three.
+TRIAL_IMAGES = 64
+
+_PREPARE_STREAM = 0x9E9A
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """All that a run's result depends on, besides the recorded choice of precision."""
+
+    method: Method
+    split: Split
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+    train: TrainConfig
+    seed: int
+    device: torch.device
+    materialized: MaterializedViews | None = None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in the split."""
+        return len(self.split) // self.train.batch_size
+
+    @property
+    def rates(self) -> Schedule:
+        """The learning rate of every step."""
+        return Schedule.of(self.schedule, self.optimizer.peak_lr(self.train.batch_size), self.steps_per_epoch)
+
+    def loader(self, start: int, stop: int) -> Loader:
+        """The batches of these steps. Raises DataError where the split cannot fill a batch."""
+        size, seed, device = self.train.batch_size, self.seed, self.device
+        return Loader(self.split, batch_size=size, seed=seed, start=start, stop=stop, device=device)
+
+    def views(self, batch: Batch) -> Views:
+        """What the method looks at; with labels only if it asks for them."""
+        if self.materialized is None:
+            views = views_of(self.method, batch.images, self.seed, batch.epoch, batch.rows)
+        else:
+            views = self.materialized.views(batch.epoch, batch.rows)
+        return replace(views, labels=batch.labels) if self.method.uses_labels else views
+
+    def updater(self, choice: Choice, method: Method | None = None) -> Updater:
+        """What makes the steps, of the run's method or of a copy of it."""
+        size = self.train.batch_size
+        return Updater(method or self.method, self.optimizer, self.rates, choice, batch_size=size, seed=self.seed)
+
+
+class Trainer:
+    """The loop, the figures it logs, and the state from which it continues."""
+
+    def __init__(self, run: Run, choice: Choice, checkpoints: Checkpoints, knn: OnlineKnn | None = None) -> None:
+        """knn: evaluated every `train.knn_every` epochs and at the end."""
+        self.run, self.choice, self.checkpoints, self.knn = run, choice, checkpoints, knn
+        self.update = run.updater(choice)
+        self.rates = run.rates
+        self.step, self.total_steps = 0, run.rates.total_steps
+        self.rows: list[dict[str, float]] = []
+        self.latest: dict[str, float] = {}
+        self.throughput = Throughput()
+
+    def fit(self, observers: Observers, stop: Callable[[], bool]) -> None:
+        """Train to the last step. `stop` is asked after every step; true means save and raise Interrupted."""
+        loader = self.run.loader(self.step, self.total_steps)
+        for batch in loader:
+            output = self.update(self.run.views(batch), self.step)
+            self.step += 1
+            if self.is_logged:
+                self.log(output, observers)
+            self.throughput.update(len(batch.rows), loader.waited)
+            observers.show(self.status())
+            stopping = stop()
+            if stopping or self.is_last or self.step % self.run.train.save_every == 0:
+                self.save()
+            if stopping and not self.is_last:
+                raise Interrupted(
+                    f"stopped at step {self.step} of {self.total_steps}; run the same command to continue"
+                )
+
+    @property
+    def is_last(self) -> bool:
+        """Whether all steps are made."""
+        return self.step == self.total_steps
+
+    @property
+    def is_logged(self) -> bool:
+        """Whether the figures of the step just made are kept."""
+        return self.is_last or self.step % self.run.train.log_every == 0 or self.is_evaluated
+
+    @property
+    def is_evaluated(self) -> bool:
+        """Whether the online kNN is due after the step just made."""
+        every = self.run.train.knn_every * self.run.steps_per_epoch
+        return self.knn is not None and every > 0 and (self.is_last or self.step % every == 0)
+
+    def log(self, output: StepOutput, observers: Observers) -> None:
+        """Keep the figures of the step just made and tell the observers."""
+        figures = {name: float(value) for name, value in output.metrics.items()}
+        figures |= {
+            "epoch": self.step / self.run.steps_per_epoch,
+            "loss": float(output.loss.detach()),
+            "lr": self.rates.lr_at(self.step - 1),
+        }
+        if output.embedding is not None:
+            figures |= collapse_figures(output.embedding)
+        if self.knn is not None and self.is_evaluated:
+            figures["knn_top1"] = self.knn(self.run.method)
+        self.rows.append({"step": self.step, **figures})
+        self.latest.update(figures)
+        observers.log(self.step, figures)
+
+    def status(self) -> Status:
+        """Where the run stands."""
+        speed = self.throughput.images_per_second
+        return Status(
+            step=self.step,
+            total_steps=self.total_steps,
+            steps_per_epoch=self.run.steps_per_epoch,
+            metrics=self.latest,
+            images_per_second=speed,
+            data_wait_share=self.throughput.data_wait_share,
+            seconds_left=(self.total_steps - self.step) * self.run.train.batch_size / speed,
+        )
+
+    def save(self) -> None:
+        """Write a checkpoint. Randomness and order are functions of the step, so there is no state of theirs."""
+        state = {
+            "step": self.step,
+            "method": self.run.method.state_dict(),
+            "optimizer": self.update.optimizer.state_dict(),
+            "choice": asdict(self.choice),
+            "rows": self.rows,
+            "throughput": self.throughput.state_dict(),
+        }
+        self.checkpoints.save(self.step, state)
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Continue from a checkpoint of this run. Raises CheckpointError where it does not fit."""
+        try:
+            self.run.method.load_state_dict(state["method"])
+            self.update.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise CheckpointError(
+                f"the checkpoint in {self.checkpoints.directory} does not fit the model; delete that folder to start "
+                f"afresh ({' '.join(str(error).split())})"
+            ) from error
+        self.step, self.rows = state["step"], list(state["rows"])
+        self.latest = {name: value for row in self.rows for name, value in row.items()}
+        self.throughput.load_state_dict(state["throughput"])
+
+
+def pretrain(
+    method: Method,
+    split: Split,
+    *,
+    optimizer: OptimizerConfig,
+    schedule: ScheduleConfig,
+    train: TrainConfig,
+    seed: int,
+    out: Path,
+    checkpoints: Path,
+    card: Mapping[str, Any],
+    observers: Observers,
+    validation: Split | None,
+    materialized: MaterializedViews | None,
+    decisions: Path,
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
+    """Train the method, from the newest checkpoint if there is one, and write what is left of it to `out`.
+
+    checkpoints: a folder of this run's own, named by a fingerprint of all that the result depends on; emptied of
+    checkpoints when the outputs are complete. card: goes into encoder.json; its "experiment" names the run to
+    observers. decisions: where measured choices of precision are kept. Returns the figures of metrics.json.
+    Raises DataError (too few images), CollapseError, CheckpointError, and Interrupted when `stop` says so.
+    """
+    run = Run(
+        method=method,
+        split=split,
+        optimizer=optimizer,
+        schedule=schedule,
+        train=train,
+        seed=seed,
+        device=make_fabric().device,
+        materialized=materialized,
+    )
+    info = RunInfo(
+        experiment=str(card.get("experiment", "")),
+        directory=checkpoints,
+        total_steps=run.rates.total_steps,
+        config=card,
+    )
+    saved = Checkpoints(checkpoints, report=observers.say)
+    with observers.run(info), deterministic():
+        trainer = begin(run, saved, decisions, validation, observers.say)
+        trainer.fit(observers, stop)
+        metrics = write_outputs(trainer, out, card, validation)
+    saved.clear()
+    return metrics
+
+
+def begin(
+    run: Run, checkpoints: Checkpoints, decisions: Path, validation: Split | None, say: Callable[[str], None]
+) -> Trainer:
+    """A trainer at its newest checkpoint, or prepared for step 0. The checkpoint's choice of precision holds."""
+    run.method.to(run.device)
+    knn = OnlineKnn.of(run.split, validation, run.device, say) if run.train.knn_every else None
+    state = checkpoints.load_newest()
+    if state is not None:
+        trainer = Trainer(run, Choice(**state["choice"]), checkpoints, knn)
+        trainer.load(state)
+        say(f"continuing after step {trainer.step} of {trainer.total_steps} ({trainer.choice}, as before)")
+        return trainer
+    first = next(iter(run.loader(0, 1)))
+    prepare(run)
+    trainer = Trainer(run, choose(run, first, decisions, say), checkpoints, knn)
+    say(f"training for {trainer.total_steps} steps, peak learning rate {run.rates.peak_lr:.6g}, {trainer.choice}")
+    return trainer
+
+
+def prepare(run: Run) -> None:
+    """Let the method derive its state from up to PREPARE_IMAGES images, always the same."""
+    if type(run.method).prepare is Method.prepare:
+        return
+    sample = run.split.by_hash(PREPARE_IMAGES)
+    torch.manual_seed(mix(run.seed, _PREPARE_STREAM))
+    run.method.prepare(to_float(sample.images(torch.arange(len(sample))).to(run.device)))
+
+
+def write_outputs(trainer: Trainer, out: Path, card: Mapping[str, Any], validation: Split | None) -> dict[str, Any]:
+    """Everything that other stages and the report read; returns the figures of metrics.json."""
+    run = trainer.run
+    if trainer.step != trainer.total_steps:
+        raise RuntimeError(f"{trainer.step} of {trainer.total_steps} steps were made")
+    metrics = finite(trainer.rows[-1])
+    training = {"steps": trainer.step, "peak_lr": run.rates.peak_lr, **asdict(trainer.choice), "final": metrics}
+    sample = to_float(run.split.images(torch.arange(2)).to(run.device))
+    write_encoder(run.method.representation(), out / "encoder.safetensors")
+    write_card(run.method, sample, out / "encoder.json", {**card, "training": training})
+    write_curves(trainer.rows, out / "curves.csv")
+    write_panels(run.method, validation, out / "panels", run.seed, run.device)
+    write_json(out / "timing.json", trainer.throughput.report())
+    write_json(out / "metrics.json", metrics)
+    return metrics
+
+
+def choose(run: Run, first: Batch, decisions: Path, say: Callable[[str], None]) -> Choice:
+    """Precision and memory format, timed on copies of the method where the configuration leaves them open."""
+    options = choices(run.train)
+    count = TRIAL_IMAGES if run.device.type == "cpu" else len(first.rows)
+    views = run.views(first).map(lambda tensor: tensor[:count])
+
+    def attempt(choice: Choice) -> Callable[[], object]:
+        update = run.updater(choice, copy.deepcopy(run.method))
+        return lambda: update(views, 0)
+
+    shape = [len(views.images), *views.images[0].shape]
+    key = decision_key(run.method, shape, run.device, options)
+    return decide(options, attempt, key=key, path=decisions, device=run.device, report=say)

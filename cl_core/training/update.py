@@ -1,0 +1,96 @@
+"""One optimiser step: views -> forward -> backward -> step -> after_update, on Fabric's device and precision.
+
+The trainer trains with it and the choice of precision is timed with it, so that what is timed is what runs.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from cl_core.config import OptimizerConfig
+from cl_core.data.sampling import mix
+from cl_core.errors import CollapseError
+from cl_core.training.optim import Schedule, build_optimizer, set_lr
+from cl_core.training.precision import Choice
+from cl_core.types import Method, StepOutput, Views
+
+_STEP_STREAM = 0x57E9
+
+
+class Updater:
+    """Makes the optimiser steps of a method; moves the method to Fabric's device and the chosen memory format."""
+
+    def __init__(
+        self, method: Method, config: OptimizerConfig, schedule: Schedule, choice: Choice, *, batch_size: int, seed: int
+    ) -> None:
+        self.fabric = make_fabric(choice)
+        self.device = self.fabric.device
+        self.method = method.to(self.device)
+        self.method.to(memory_format=choice.memory_format)  # type: ignore[call-overload]
+        self.optimizer = build_optimizer(method.parameter_groups(), config, batch_size)
+        self._clip, self._schedule, self._layout, self._seed = config.clip, schedule, choice.memory_format, seed
+
+    def __call__(self, views: Views, step: int) -> StepOutput:
+        """Update the weights with the views of a step, counted from 0. Raises CollapseError if the loss is not finite.
+
+        Dropout and whatever else draws from torch's generators is seeded by the step, so a resumed run draws the same.
+        """
+        torch.manual_seed(mix(self._seed, step, _STEP_STREAM))
+        with self.fabric.autocast():
+            output: StepOutput = self.method(views.map(self._placed))
+        lr = self._schedule.lr_at(step)
+        require_finite(output.loss, step, lr)
+        self.optimizer.zero_grad()
+        self.fabric.backward(output.loss)
+        if self._clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.method.parameters(), self._clip)
+        set_lr(self.optimizer, lr)
+        self.optimizer.step()
+        self.method.after_update((step + 1) / self._schedule.total_steps)
+        return output
+
+    def _placed(self, tensor: Tensor) -> Tensor:
+        layout = self._layout if tensor.ndim == 4 else torch.contiguous_format
+        return tensor.to(self.device).contiguous(memory_format=layout)
+
+
+def make_fabric(choice: Choice | None = None) -> Fabric:
+    """One device, the best there is, at the chosen precision (fp32 where none is chosen yet)."""
+    # It would announce bf16 on stderr, once per trial; the trainer says what was chosen.
+    logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.WARNING)
+    return Fabric(accelerator="auto", devices=1, precision=choice.fabric_precision if choice else "32-true")
+
+
+def require_finite(loss: Tensor, step: int, lr: float) -> None:
+    """Raise CollapseError, before any weight is touched, where the loss is NaN or infinite."""
+    if not torch.isfinite(loss):
+        raise CollapseError(
+            f"the loss is {loss.item()} at step {step + 1} (learning rate {lr:.4g}); lower optimizer.lr, raise "
+            f"schedule.warmup_epochs, or set optimizer.clip: 1.0 (and train.precision: fp32 if it was bf16)"
+        )
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
+    """Make torch choose operations that give the same bits every time, as far as it has them; undone at the end."""
+    memory: Any = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    fills, benchmark = memory.fill_uninitialized_memory, torch.backends.cudnn.benchmark
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    memory.fill_uninitialized_memory = False  # only costs time: nothing here reads such memory
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        memory.fill_uninitialized_memory = fills
+        torch.backends.cudnn.benchmark = benchmark

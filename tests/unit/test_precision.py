@@ -1,0 +1,310 @@
+"""The choice of precision: measured where it is left open, kept, and the checkpoint's where a run continues."""
+
+import copy
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from cl_core.config import OptimizerConfig, ScheduleConfig, TrainConfig
+from cl_core.data.ingest import SplitRule, ingest
+from cl_core.data.store import Store
+from cl_core.errors import CollapseError, Interrupted
+from cl_core.training import trainer as trainer_module
+from cl_core.training.precision import Choice, choices, decide, decision_key, pick
+from cl_core.training.progress import PlainProgress
+from cl_core.training.tracking import Observers
+from cl_core.training.trainer import pretrain
+from cl_core.types import Encoder, Example, Method, StepOutput, Views
+
+CPU = torch.device("cpu")
+FP32, FP32_LAST, BF16, BF16_LAST = choices(TrainConfig())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Networks this small only wait for a second thread, for long where the cores are busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def attempt_of(outcomes, tried=None):
+    """An attempt whose steps raise what `outcomes` says of a choice, or else do nothing."""
+
+    def attempt(choice):
+        def step():
+            if tried is not None:
+                tried.append(choice)
+            if choice in outcomes:
+                raise outcomes[choice]
+
+        return step
+
+    return attempt
+
+
+def test_everything_open_gives_four_choices_the_plainest_first():
+    assert [str(choice) for choice in choices(TrainConfig())] == [
+        "fp32, contiguous",
+        "fp32, channels-last",
+        "bf16, contiguous",
+        "bf16, channels-last",
+    ]
+
+
+def test_what_the_configuration_says_is_not_open():
+    assert choices(TrainConfig(precision="bf16", channels_last=True)) == [BF16_LAST]
+    assert choices(TrainConfig(precision="fp32")) == [FP32, FP32_LAST]
+    assert choices(TrainConfig(channels_last=False)) == [FP32, BF16]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        ({FP32: 1.0, FP32_LAST: 0.5, BF16: 2.0}, FP32_LAST),
+        ({FP32: 1.0, FP32_LAST: 0.95}, FP32),
+        ({FP32: 1.0, FP32_LAST: 0.8, BF16: 0.75, BF16_LAST: 0.3}, BF16_LAST),
+        ({BF16: 1.0}, BF16),
+    ],
+)
+def test_the_fastest_wins_unless_a_plainer_one_is_about_as_fast(seconds, expected):
+    assert pick(seconds) == expected
+
+
+def test_a_single_choice_is_taken_without_trying_it(tmp_path):
+    tried = []
+    path = tmp_path / "decisions.json"
+    assert decide([BF16], attempt_of({}, tried), key="k", path=path, device=CPU) == BF16
+    assert tried == []
+    assert not path.exists()
+
+
+def test_a_measured_choice_is_recorded_and_taken_again_without_measuring(tmp_path):
+    path, said = tmp_path / "new" / "decisions.json", []
+    options = [FP32, FP32_LAST]
+    first = decide(options, attempt_of({}), key="k", path=path, device=CPU, report=said.append)
+    record = json.loads(path.read_text())["k"]
+    assert record["choice"] == {"precision": first.precision, "channels_last": first.channels_last}
+    assert record["milliseconds"].keys() == {"fp32, contiguous", "fp32, channels-last"}
+    tried = []
+    assert decide(options, attempt_of({}, tried), key="k", path=path, device=CPU, report=said.append) == first
+    assert tried == []
+    assert "measured before" in said[-1]
+
+
+def test_the_recorded_choice_holds_even_if_another_would_be_measured_faster(tmp_path):
+    path = tmp_path / "decisions.json"
+    path.write_text(json.dumps({"k": {"choice": {"precision": "bf16", "channels_last": True}}, "other": {"a": 1}}))
+    assert decide([FP32, BF16_LAST], attempt_of({}), key="k", path=path, device=CPU, report=lambda _: None) == BF16_LAST
+
+
+def test_a_recorded_choice_that_is_no_longer_open_is_measured_anew_and_the_rest_of_the_file_stays(tmp_path):
+    path = tmp_path / "decisions.json"
+    path.write_text(json.dumps({"k": {"choice": {"precision": "bf16", "channels_last": True}}, "other": {"a": 1}}))
+    assert decide([FP32, FP32_LAST], attempt_of({}), key="k", path=path, device=CPU, report=lambda _: None) != BF16_LAST
+    assert json.loads(path.read_text())["other"] == {"a": 1}
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"k": {"choice": 3}}'])
+def test_a_damaged_record_is_measured_anew(tmp_path, content):
+    path = tmp_path / "decisions.json"
+    path.write_text(content)
+    tried = []
+    decide([FP32, FP32_LAST], attempt_of({}, tried), key="k", path=path, device=CPU, report=lambda _: None)
+    assert set(tried) == {FP32, FP32_LAST}
+    assert "choice" in json.loads(path.read_text())["k"]
+
+
+def test_a_choice_that_does_not_work_is_passed_over_and_named(tmp_path):
+    said = []
+    outcomes = {BF16: RuntimeError("no bf16 kernel\ndetails"), BF16_LAST: CollapseError("loss is nan")}
+    options = [BF16, BF16_LAST, FP32]
+    choice = decide(options, attempt_of(outcomes), key="k", path=tmp_path / "d.json", device=CPU, report=said.append)
+    assert choice == FP32
+    assert "precision: bf16, contiguous does not work here: no bf16 kernel" in said
+
+
+def test_if_no_choice_works_the_plainest_is_left_to_show_its_error(tmp_path):
+    outcomes = dict.fromkeys([FP32, BF16], RuntimeError("no memory"))
+    path = tmp_path / "d.json"
+    assert decide([FP32, BF16], attempt_of(outcomes), key="k", path=path, device=CPU, report=lambda _: None) == FP32
+    assert not path.exists()
+
+
+def test_a_hopelessly_slow_choice_is_tried_only_once(tmp_path):
+    tried = []
+
+    def attempt(choice):
+        def step():
+            tried.append(choice)
+            time.sleep(0.1 if choice == BF16 else 0)
+
+        return step
+
+    choice = decide([FP32, BF16], attempt, key="k", path=tmp_path / "d.json", device=CPU, report=lambda _: None)
+    assert choice == FP32
+    assert tried.count(BF16) == 1
+    assert tried.count(FP32) > 1
+
+
+def test_runs_that_measure_at_the_same_time_agree(tmp_path):
+    path = tmp_path / "decisions.json"
+
+    def decided(_):
+        return decide([FP32, FP32_LAST], attempt_of({}), key="k", path=path, device=CPU, report=lambda _: None)
+
+    with ThreadPoolExecutor(8) as pool:
+        (choice,) = set(pool.map(decided, range(32)))
+    assert json.loads(path.read_text())["k"]["choice"]["channels_last"] == choice.channels_last
+
+
+def test_the_key_tells_networks_batches_and_open_choices_apart():
+    small, wide = nn.Linear(4, 2), nn.Linear(4, 3)
+    key = decision_key(small, [2, 8, 4], CPU, [FP32, BF16])
+    assert key == decision_key(nn.Linear(4, 2), [2, 8, 4], CPU, [FP32, BF16])
+    others = [
+        decision_key(wide, [2, 8, 4], CPU, [FP32, BF16]),
+        decision_key(small, [2, 16, 4], CPU, [FP32, BF16]),
+        decision_key(small, [2, 8, 4], CPU, [FP32]),
+    ]
+    assert len({key, *others}) == 4
+    assert f"torch {torch.__version__}" in key
+    assert f"{torch.get_num_threads()} threads" in key
+
+
+class Noise:
+    def fingerprint(self):
+        return {}
+
+    def __iter__(self):
+        for i in range(20):
+            image = np.random.default_rng(i).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            yield Example(key=str(i), image=image, label="a", split="train")
+
+
+class Conv(Encoder):
+    out_dim = 4
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+
+    def stages(self, images):
+        return {"only": self.body(images)}
+
+
+class Toy(Method):
+    """Pulls features to a buffer that counts the steps; notes the memory format of its views."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder, self.dropout = Conv(), nn.Dropout(0.5)
+        self.register_buffer("updates", torch.zeros(()))
+        self.seen = []
+
+    def make_views(self, images, rng):
+        return Views(images=(images,))
+
+    def forward(self, views):
+        self.seen.append(views.images[0].is_contiguous(memory_format=torch.channels_last))
+        return StepOutput(loss=(self.dropout(self.encoder(views.images[0])) - 1).square().mean())
+
+    def after_update(self, progress):
+        self.updates += 1
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory):
+    out = tmp_path_factory.mktemp("precision") / "store"
+    ingest(Noise(), out, size=8, splits=SplitRule(0, 0), source_spec={}, report=lambda line: None)
+    return Store.open(out).split("train")
+
+
+def train(split, folder, *, method=None, stop=lambda: False, decisions="decisions.json", said=None, **options):
+    pretrain(
+        method or Toy(),
+        split,
+        optimizer=OptimizerConfig(lr=0.1),
+        schedule=ScheduleConfig(epochs=3),
+        train=TrainConfig(batch_size=8, knn_every=0, **options),
+        seed=1,
+        out=folder / "out",
+        checkpoints=folder / "checkpoints",
+        card={},
+        observers=Observers(progress=PlainProgress((said if said is not None else []).append)),
+        validation=None,
+        materialized=None,
+        decisions=folder / decisions,
+        stop=stop,
+    )
+    training = json.loads((folder / "out" / "encoder.json").read_text())["training"]
+    return Choice(precision=training["precision"], channels_last=training["channels_last"])
+
+
+def record(folder, choice, name="decisions.json"):
+    """Let every key of the decisions file say `choice`, whatever was measured."""
+    path = folder / name
+    facts = {"precision": choice.precision, "channels_last": choice.channels_last}
+    path.write_text(json.dumps({key: {"choice": facts} for key in json.loads(path.read_text())}))
+
+
+def test_a_run_measures_keeps_and_prints_its_choice(split, tmp_path):
+    said = []
+    choice = train(split, tmp_path, said=said)
+    (decision,) = json.loads((tmp_path / "decisions.json").read_text()).values()
+    assert decision["choice"] == {"precision": choice.precision, "channels_last": choice.channels_last}
+    assert any(line.startswith(f"precision: {choice} (") for line in said)
+    assert any(line.endswith(str(choice)) and line.startswith("training for 6 steps") for line in said)
+
+
+@pytest.mark.parametrize("choice", [FP32_LAST, BF16], ids=str)
+def test_a_later_run_takes_the_recorded_choice(split, tmp_path, choice):
+    train(split, tmp_path)
+    record(tmp_path, choice)
+    method = Toy()
+    assert train(split, tmp_path, method=method) == choice
+    assert set(method.seen) == {choice.channels_last}
+
+
+def test_measuring_leaves_no_trace_in_the_trained_weights(split, tmp_path):
+    measured = train(split, tmp_path / "measured")
+    train(split, tmp_path / "told", precision=measured.precision, channels_last=measured.channels_last)
+    weights = [(tmp_path / name / "out" / "encoder.safetensors").read_bytes() for name in ("measured", "told")]
+    assert weights[0] == weights[1]
+
+
+def test_measuring_touches_neither_the_method_nor_the_random_numbers(split, tmp_path):
+    method = Toy()
+    run = trainer_module.Run(
+        method=method,
+        split=split,
+        optimizer=OptimizerConfig(),
+        schedule=ScheduleConfig(epochs=3),
+        train=TrainConfig(batch_size=8),
+        seed=1,
+        device=CPU,
+    )
+    before, random = copy.deepcopy(method.state_dict()), torch.get_rng_state()
+    trainer_module.choose(run, next(iter(run.loader(0, 1))), tmp_path / "decisions.json", lambda line: None)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in method.state_dict().items())
+    assert all(parameter.grad is None for parameter in method.parameters())
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+@pytest.mark.parametrize("choice", [FP32_LAST, BF16], ids=str)
+def test_a_continued_run_keeps_the_checkpoints_choice_whatever_the_record_says(split, tmp_path, choice):
+    train(split, tmp_path)
+    record(tmp_path, choice)
+    with pytest.raises(Interrupted, match="stopped at step 1"):
+        train(split, tmp_path, stop=lambda: True)
+    record(tmp_path, FP32)
+    said = []
+    assert train(split, tmp_path, said=said) == choice
+    assert any(line.startswith("continuing after step 1") and str(choice) in line for line in said)

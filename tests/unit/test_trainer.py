@@ -1,0 +1,282 @@
+"""The training loop on a tiny real store: what is logged, what is written, what stops it."""
+
+import copy
+import json
+
+import pytest
+import safetensors.torch
+import torch
+from toy_training import (
+    BATCH,
+    EPOCHS,
+    SIZE,
+    STEPS,
+    TRAIN,
+    Contrast,
+    Listener,
+    after,
+    crash,
+    make_store,
+    quiet,
+    train,
+)
+
+from cl_core.config import ScheduleConfig
+from cl_core.data.sampling import batch_rows
+from cl_core.data.store import to_float
+from cl_core.data.views import MaterializedViews, views_of, write_views
+from cl_core.errors import CollapseError, DataError, Interrupted
+from cl_core.training.checkpoint import Checkpoints
+from cl_core.training.optim import Schedule
+from cl_core.training.probe import OnlineKnn
+from cl_core.training.update import deterministic
+from cl_core.types import Encoder, Panel, StepOutput
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Networks this small only wait for a second thread, for long where the cores are busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return make_store(tmp_path_factory.mktemp("trainer") / "store")
+
+
+def test_the_encoder_file_holds_the_representation_of_the_trained_method(store, tmp_path):
+    method = Contrast()
+    out = train(store, tmp_path, method=method, channels_last=True)
+    saved = safetensors.torch.load_file(out / "encoder.safetensors")
+    state = method.representation().state_dict()
+    assert saved.keys() == state.keys()
+    for name, tensor in saved.items():
+        assert torch.equal(tensor, state[name]), name
+        assert tensor.is_contiguous()
+        assert tensor.dtype == (torch.int64 if name.endswith("num_batches_tracked") else torch.float32), name
+
+
+def test_the_card_tells_what_the_encoder_is_and_how_it_was_trained(store, tmp_path):
+    out = train(store, tmp_path)
+    card = json.loads((out / "encoder.json").read_text())
+    final = json.loads((out / "metrics.json").read_text())
+    assert card == {
+        "experiment": "contrast",
+        "training": {"steps": STEPS, "peak_lr": 0.1, "precision": "fp32", "channels_last": False, "final": final},
+        "input": "rgb",
+        "image": [3, SIZE, SIZE],
+        "stages": {"early": [8, 8, 8], "late": [12, 4, 4]},
+        "out_dim": 12,
+        "trivial": {"loss": 2.0},
+    }
+
+
+def test_curves_hold_every_logged_step_with_all_figures(store, tmp_path):
+    out = train(store, tmp_path)
+    header, *lines = (out / "curves.csv").read_text().splitlines()
+    assert header == "step,epoch,loss,lr,accuracy,knn_top1,feature_std,effective_rank,mean_cosine"
+    rows = [dict(zip(header.split(","), line.split(","), strict=True)) for line in lines]
+    assert [row["step"] for row in rows] == ["2", "4", "5", "6", "8", "10"]  # every 2, and the end of each epoch
+    assert [row["step"] for row in rows if row["knn_top1"]] == ["5", "10"]
+    assert [row["epoch"] for row in rows] == ["0.4", "0.8", "1", "1.2", "1.6", "2"]
+    schedule = Schedule.of(ScheduleConfig(epochs=EPOCHS), 0.1, TRAIN // BATCH)
+    assert [float(row["lr"]) for row in rows] == pytest.approx([schedule.lr_at(int(row["step"]) - 1) for row in rows])
+    final = json.loads((out / "metrics.json").read_text())
+    assert final["step"] == STEPS
+    assert float(rows[-1]["loss"]) == pytest.approx(final["loss"], rel=1e-6)
+
+
+def test_timing_is_kept_apart_and_adds_up_over_sittings(store, tmp_path):
+    with pytest.raises(Interrupted, match="stopped"):
+        train(store, tmp_path, stop=after(4, lambda: True))
+    saved = Checkpoints(tmp_path / "checkpoints").load_newest()["throughput"]
+    assert saved["images"] == 4 * BATCH
+    timing = json.loads((train(store, tmp_path) / "timing.json").read_text())
+    assert timing.keys() == {"seconds", "images_per_second", "data_wait_share"}
+    assert timing["seconds"] > saved["seconds"]
+    assert timing["images_per_second"] * timing["seconds"] == pytest.approx(STEPS * BATCH, rel=0.05)
+
+
+def test_the_online_knn_does_not_change_what_is_learned(store, tmp_path):
+    with_knn = train(store, tmp_path / "with", "remembering", knn_every=1, log_every=1)
+    without = train(store, tmp_path / "without", "remembering", knn_every=0, log_every=3)
+    assert (with_knn / "encoder.safetensors").read_bytes() == (without / "encoder.safetensors").read_bytes()
+    assert "knn_top1" not in (without / "curves.csv").read_text()
+
+
+def test_the_online_knn_leaves_modes_and_buffers_as_they_were(store):
+    method = Contrast()
+    method.encoder.body.eval()
+    before = copy.deepcopy(method.state_dict())
+    modes = [module.training for module in method.modules()]
+    knn = OnlineKnn.of(store.split("train"), store.split("validation"), torch.device("cpu"), print)
+    assert 0 <= knn(method) <= 1
+    assert [module.training for module in method.modules()] == modes
+    assert all(torch.equal(tensor, before[name]) for name, tensor in method.state_dict().items())
+
+
+def test_the_online_knn_is_right_about_features_that_show_the_class(store):
+    class Colour(Encoder):
+        out_dim = 3
+
+        def stages(self, images):
+            return {"noise": torch.rand_like(images), "colour": images}
+
+    method = Contrast()
+    method.encoder = Colour()
+    assert OnlineKnn.of(store.split("train"), store.split("validation"), torch.device("cpu"), print)(method) == 1.0
+
+
+@pytest.mark.parametrize("lacking", ["training", "validation"])
+def test_without_labels_the_online_knn_is_off_and_says_so(store, tmp_path, lacking):
+    unlabelled = make_store(tmp_path / "store", labelled=False)
+    said = []
+    splits = {
+        "training": (unlabelled, store.split("validation")),
+        "validation": (store, unlabelled.split("validation")),
+    }
+    chosen, validation = splits[lacking]
+    out = train(chosen, tmp_path, validation=validation, observers=quiet(said))
+    assert f"online kNN is off: there are no labelled {lacking} images" in said
+    assert "knn_top1" not in (out / "curves.csv").read_text()
+
+
+def test_labels_reach_only_the_methods_that_ask_for_them(store, tmp_path):
+    class Looking(Contrast):
+        def forward(self, views):
+            self.seen = views.labels
+            return super().forward(views)
+
+    blind, seeing = Looking(), Looking()
+    seeing.uses_labels = True
+    for number, method in enumerate((blind, seeing)):
+        train(store, tmp_path / str(number), method=method)
+    assert blind.seen is None
+    assert seeing.seen.shape == (BATCH,)
+    assert set(seeing.seen.tolist()) <= {0, 1, 2}
+
+
+def test_materialised_views_are_trained_on_instead_of_new_ones(store, tmp_path):
+    class Maker(Contrast):
+        def make_views(self, images, rng):
+            return super().make_views(images * 0.8 + 0.1, rng).map(lambda view: view.clamp(0, 1))
+
+    class Reader(Maker):
+        def make_views(self, images, rng):
+            raise AssertionError("made views although they lie on disk")
+
+        def forward(self, views):
+            self.seen = views.images
+            return super().forward(views)
+
+    split = store.split("train")
+    write_views(Maker(), {}, split, tmp_path / "views", seed=5, plan={}, preview=1, materialize=EPOCHS)
+    reader = Reader()
+    train(store, tmp_path, method=reader, materialized=MaterializedViews.open(tmp_path / "views"))
+    rows, epoch = batch_rows(TRAIN, BATCH, STEPS - 1, 5)
+    expected = views_of(Maker(), to_float(split.images(rows)), 5, epoch, rows)
+    for seen, view in zip(reader.seen, expected.images, strict=True):
+        torch.testing.assert_close(seen, view, rtol=0, atol=0.5 / 255 + 1e-6)
+
+
+def test_a_loss_that_is_not_finite_stops_before_it_touches_the_weights(store, tmp_path):
+    class Exploding(Contrast):
+        def forward(self, views):
+            output = super().forward(views)
+            self.weights_before = self.head.weight.detach().clone()
+            scale = float("nan") if self.steps == 4 else 1.0
+            self.steps += 1
+            return StepOutput(loss=output.loss * scale)
+
+    method, listener = Exploding(), Listener()
+    method.steps = 0
+    with pytest.raises(CollapseError, match=r"loss is nan at step 5 \(learning rate 0\.\d+\); lower optimizer\.lr"):
+        train(store, tmp_path, method=method, observers=quiet(trackers=[listener]))
+    assert torch.equal(method.head.weight, method.weights_before)
+    assert listener.calls[-1] == ("end", "failed", 4)
+
+
+def test_gradients_are_clipped_to_the_norm_that_was_asked_for(store, tmp_path):
+    class Steep(Contrast):
+        def forward(self, views):
+            return StepOutput(loss=1000 * super().forward(views).loss)
+
+        def after_update(self, progress):
+            gradients = [p.grad for p in self.parameters() if p.grad is not None]
+            norms.append(torch.stack([g.norm() for g in gradients]).norm().item())
+
+    norms = []
+    train(store, tmp_path, method=Steep(), clip=0.25, lr=1e-4)
+    assert norms == pytest.approx([0.25] * STEPS, rel=1e-3)
+
+
+def test_progress_of_after_update_rises_evenly_to_one(store, tmp_path):
+    class Noting(Contrast):
+        def after_update(self, progress):
+            seen.append(progress)
+
+    seen = []
+    train(store, tmp_path, method=Noting())
+    assert seen == pytest.approx([step / STEPS for step in range(1, STEPS + 1)])
+
+
+def test_fewer_images_than_a_batch_is_an_error_that_says_what_to_set(store, tmp_path):
+    with pytest.raises(DataError, match=r"42 images, fewer than train\.batch_size 64"):
+        train(store, tmp_path, batch_size=64)
+
+
+@pytest.mark.parametrize(
+    ("stop", "error", "status", "last"),
+    [
+        (lambda: False, None, "finished", 10),
+        (after(4, lambda: True), Interrupted, "interrupted", 4),
+        (after(4, crash), KeyboardInterrupt, "interrupted", 4),
+    ],
+)
+def test_observers_hear_of_the_start_and_once_of_the_end(store, tmp_path, stop, error, status, last):
+    listener = Listener()
+    if error is None:
+        train(store, tmp_path, stop=stop, observers=quiet(trackers=[listener]))
+    else:
+        with pytest.raises(error, match="stopped"):
+            train(store, tmp_path, stop=stop, observers=quiet(trackers=[listener]))
+    assert listener.calls[0] == ("start", STEPS)
+    assert [call for call in listener.calls if call[0] == "end"] == [listener.calls[-1]] == [("end", status, last)]
+
+
+def test_training_in_bf16_keeps_weights_in_float32_and_learns_something_else(store, tmp_path):
+    full = train(store, tmp_path / "full")
+    mixed = train(store, tmp_path / "mixed", precision="bf16")
+    weights = safetensors.torch.load_file(mixed / "encoder.safetensors")
+    assert weights["encoder.stem.0.weight"].dtype == torch.float32
+    assert (mixed / "encoder.safetensors").read_bytes() != (full / "encoder.safetensors").read_bytes()
+    assert json.loads((mixed / "encoder.json").read_text())["training"]["precision"] == "bf16"
+
+
+def test_the_methods_pictures_are_written_from_validation_images(store, tmp_path):
+    class Drawing(Contrast):
+        def panels(self, images, rng):
+            assert not self.training
+            pixels = (images[0].permute(1, 2, 0) * 255).byte().numpy()
+            return [Panel(title="First", caption=f"of {len(images)}", image=pixels)]
+
+    out = train(store, tmp_path, method=Drawing())
+    listed = json.loads((out / "panels" / "panels.json").read_text())
+    assert listed == [{"title": "First", "caption": "of 8", "file": "panel-0.png"}]
+    assert (out / "panels" / "panel-0.png").read_bytes().startswith(b"\x89PNG")
+    train(store, tmp_path)
+    assert [path.name for path in (out / "panels").iterdir()] == ["panels.json"]  # an earlier method's do not stay
+
+
+def test_deterministic_gives_torchs_settings_back():
+    def settings():
+        memory = torch.utils.deterministic.fill_uninitialized_memory
+        return torch.are_deterministic_algorithms_enabled(), memory, torch.backends.cudnn.benchmark
+
+    before = settings()
+    with deterministic():
+        assert settings() == (True, False, False)
+    assert settings() == before
