@@ -1,0 +1,99 @@
+"""BYOL: predict what a slowly moving copy of the network makes of another view (Grill et al. 2020, arXiv:2006.07733).
+
+No negatives and no loss part: the regression, the stop-gradient and the moving average are the algorithm. A low loss
+is not success here, a constant output gives 0; watch the collapse figures and the online kNN.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+import torch.nn.functional as F
+from pydantic import PositiveInt
+from torch import Tensor, nn
+
+from cl_core.data.sampling import SampleRng
+from cl_core.heads import mlp
+from cl_core.types import Augmentation, Method, Momentum, StepOutput, Views
+
+
+class BYOL(Method):
+    """BYOL (Grill et al. 2020, arXiv:2006.07733): an online network predicts the projections of its moving average.
+
+    encoder: images (N, C, H, W) -> (N, out_dim). augment_a, augment_b: the chains of the two views.
+    hidden_dim, out_dim: widths of the projector; 4096 and 256 in the paper, sized for small encoders here.
+    predictor_hidden: hidden width of the predictor; 4096 in the paper.
+    base_momentum: tau_0 of the moving average, raised to 1 along a cosine; the paper uses 0.996 for 1000 epochs and
+        0.99 for 300, 0.97 suits 40 and fewer.
+
+    The loss is the sum of both directions, in [0, 8]; `direction_loss` is their mean, in [0, 4]: about 2 at random, 0
+    for equal, 4 for opposite vectors. Weight decay of zero is reported to be unstable.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        augment_a: Augmentation,
+        augment_b: Augmentation,
+        *,
+        hidden_dim: PositiveInt = 512,
+        out_dim: PositiveInt = 128,
+        predictor_hidden: PositiveInt = 512,
+        base_momentum: Momentum = 0.99,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.augment_a = augment_a
+        self.augment_b = augment_b
+        self.base_momentum = base_momentum
+        self.projector = mlp([encoder.out_dim, hidden_dim, out_dim])
+        self.predictor = mlp([out_dim, predictor_hidden, out_dim])
+        # A copy keeps batch-norm buffers of its own: they follow its own forward passes and are never averaged.
+        self.target = copy.deepcopy(nn.Sequential(encoder, self.projector)).requires_grad_(False)
+
+    def make_views(self, images: Tensor, rng: SampleRng) -> Views:
+        """images (N, C, H, W) -> one view of each chain."""
+        return Views(images=(self.augment_a(images, rng.child(0)), self.augment_b(images, rng.child(1))))
+
+    def forward(self, views: Views) -> StepOutput:
+        """Loss of one batch of pairs. Each view passes alone, so that batch norm sees one distribution, as in the
+        authors' code."""
+        view_a, view_b = views.images
+        z_a, z_b = self.projector(self.encoder(view_a)), self.projector(self.encoder(view_b))
+        with torch.no_grad():
+            target_a, target_b = self.target(view_a), self.target(view_b)
+        ab = regression_loss(self.predictor(z_a), target_b)
+        ba = regression_loss(self.predictor(z_b), target_a)
+        return StepOutput(
+            loss=ab + ba, metrics={"direction_loss": (ab + ba).detach() / 2}, embedding=z_a.detach().float()
+        )
+
+    def after_update(self, progress: float) -> None:
+        """Move the target towards the weights the optimiser has just set; progress in (0, 1]."""
+        online = nn.Sequential(self.encoder, self.projector)
+        move_average(self.target, online, momentum_at(progress, self.base_momentum))
+
+    def trivial(self) -> dict[str, float]:
+        """Of a constant output: perfect prediction, which is collapse."""
+        return {"loss": 0.0, "direction_loss": 0.0}
+
+
+def regression_loss(prediction: Tensor, target: Tensor) -> Tensor:
+    """Mean squared distance of the unit vectors, 2 - 2 cos, in [0, 4]; prediction, target: (N, D) of any scale."""
+    with torch.autocast(prediction.device.type, enabled=False):
+        cosine = F.cosine_similarity(prediction.float(), target.float(), dim=1)
+    return (2 - 2 * cosine).mean()
+
+
+def momentum_at(progress: float, base: float) -> float:
+    """tau = 1 - (1 - base) (cos(pi progress) + 1) / 2: base at 0, (1 + base) / 2 halfway, 1 at the end."""
+    return 1 - (1 - base) * (math.cos(math.pi * progress) + 1) / 2
+
+
+@torch.no_grad()
+def move_average(target: nn.Module, online: nn.Module, momentum: float) -> None:
+    """target <- momentum * target + (1 - momentum) * online, parameters only; exact at momentum 0 and 1."""
+    for average, source in zip(target.parameters(), online.parameters(), strict=True):
+        average.lerp_(source, 1 - momentum)

@@ -1,0 +1,81 @@
+"""SimCLR: two augmented views of an image must find each other in the batch (Chen et al. 2020, arXiv:2002.05709).
+
+The contrastive loss is a part of its own; this file holds what makes the algorithm: two views of one chain, one pass
+through encoder and projection head, the encoder's output kept and the projection thrown away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import PositiveInt
+from torch import Tensor, nn
+
+from cl_core.data.sampling import SampleRng
+from cl_core.heads import mlp
+from cl_core.types import Augmentation, Method, StepOutput, Views
+
+
+class SimCLR(Method):
+    """SimCLR (Chen et al. 2020, arXiv:2002.05709): agreement of two views, contrasted with the rest of the batch.
+
+    encoder: images (N, C, H, W) -> (N, out_dim). augment: chain that makes both views. loss: (z_a, z_b) -> scalar.
+    hidden_dim: width of the projection head's hidden layers; null takes the encoder's output width, as the paper does.
+    out_dim: width of the projection on which the loss acts.
+    head_layers: linear layers of the head; 2 in the paper, 3 in SimCLR v2 (arXiv:2006.10029).
+    head_norm: batch norm after the head's last layer too, as in the authors' released code.
+
+    Logs positive_similarity, the mean cosine of siblings, and contrastive_accuracy, the share of the 2N anchors whose
+    nearest neighbour in the batch is their sibling. There is no `trivial` loss or accuracy to draw: that of a constant
+    encoder depends on the batch size (log(2N - 1) for NT-Xent) and on the loss; its positive_similarity is 1.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        augment: Augmentation,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        *,
+        hidden_dim: PositiveInt | None = None,
+        out_dim: PositiveInt = 128,
+        head_layers: Literal[2, 3] = 2,
+        head_norm: bool = True,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.augment = augment
+        self.loss = loss
+        width = hidden_dim or encoder.out_dim
+        self.head = mlp([encoder.out_dim, *[width] * (head_layers - 1), out_dim], last_norm=head_norm)
+
+    def make_views(self, images: Tensor, rng: SampleRng) -> Views:
+        """images (N, C, H, W) -> two views of the same chain."""
+        return Views(images=(self.augment(images, rng.child(0)), self.augment(images, rng.child(1))))
+
+    def forward(self, views: Views) -> StepOutput:
+        """Loss of one batch of pairs."""
+        # One pass over both views, so that batch norm sees them together, as in the authors' code.
+        z_a, z_b = self.head(self.encoder(torch.cat(views.images))).chunk(2)
+        return StepOutput(
+            loss=self.loss(z_a, z_b), metrics=contrastive_metrics(z_a, z_b), embedding=z_a.detach().float()
+        )
+
+    def trivial(self) -> dict[str, float]:
+        """Of a constant encoder: siblings agree perfectly. Its loss depends on the batch size, see the class."""
+        return {"positive_similarity": 1.0}
+
+
+@torch.no_grad()
+def contrastive_metrics(z_a: Tensor, z_b: Tensor) -> dict[str, Tensor]:
+    """Mean cosine of siblings in [-1, 1], and share of anchors whose nearest candidate is the sibling; z: (N, D)."""
+    with torch.autocast(z_a.device.type, enabled=False):
+        z = F.normalize(torch.cat([z_a, z_b]).float(), dim=1)
+        similarity = (z @ z.T).fill_diagonal_(-torch.inf)  # (2N, 2N)
+    sibling = torch.arange(len(z), device=z.device).roll(len(z_a))
+    return {
+        "positive_similarity": similarity.gather(1, sibling[:, None]).mean(),
+        "contrastive_accuracy": (similarity.argmax(dim=1) == sibling).float().mean(),
+    }
