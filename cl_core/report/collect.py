@@ -1,0 +1,359 @@
+"""Read what the stages of an experiment left in `artifacts/`, and say what is not there.
+
+Only reads. A file that is absent is recorded as missing, one that is damaged is a DataError naming the file and the
+command that makes it again; nothing is guessed and nothing is dropped silently.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict, PositiveInt, TypeAdapter, ValidationError
+
+from cl_core.data.files import read_json, sha256_file
+from cl_core.errors import DataError
+from cl_core.types import UnitInterval
+
+#: stage -> the file whose presence says that the stage has run, relative to artifacts/runs/<experiment>.
+STAGE_FILES = {
+    "views": "views/plan.json",
+    "pretrain": "pretrain/encoder.safetensors",
+    "embed": "embed/embed.json",
+    "linear_eval": "linear_eval/metrics.json",
+    "finetune": "finetune/metrics.json",
+}
+
+Curves = dict[str, list[float | None]]
+
+
+class Record(BaseModel):
+    """Base of the records that stages write: values never change, keys that the report does not use are ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+
+class Accuracy(Record):
+    """Accuracy on the test split as a share in [0, 1], with the 95 % bootstrap interval of top-1."""
+
+    top1: UnitInterval
+    top1_ci95: tuple[UnitInterval, UnitInterval]
+    top5: UnitInterval | None = None
+    n: PositiveInt
+
+
+class StageProbe(Record):
+    """Linear probe of one encoder stage; dim is the number of values per image."""
+
+    dim: PositiveInt
+    validation_top1: UnitInterval
+    test_top1: UnitInterval
+
+
+class Knn(Record):
+    """Weighted nearest neighbours on one stage."""
+
+    protocol: str
+    stage: str
+    k: PositiveInt
+    temperature: float
+    top1: UnitInterval
+
+
+class Baseline(Record):
+    """A yardstick under the same protocol; `stages` for one that has stages."""
+
+    top1: UnitInterval
+    knn_top1: UnitInterval | None = None
+    stages: dict[str, StageProbe] = {}
+
+
+class LinearResult(Record):
+    """linear_eval/metrics.json.
+
+    knn is of the last stage, knn_best_stage of the best one where that is another. classes_without_training_images
+    counts the test images that can only be errors.
+    """
+
+    protocol: str
+    best_stage: str
+    test: Accuracy
+    stages: dict[str, StageProbe]
+    knn: Knn
+    knn_best_stage: Knn | None = None
+    classes_without_training_images: dict[str, int] = {}
+    baselines: dict[str, Baseline] = {}
+
+
+class FractionResult(Record):
+    """Fine-tuning with one share of the labels, and its two yardsticks.
+
+    same_subset_as: the smaller share that selects the same labels, where the dataset is that small.
+    """
+
+    n_labels: PositiveInt
+    top1: UnitInterval
+    top1_ci95: tuple[UnitInterval, UnitInterval]
+    supervised_same_labels: UnitInterval | None = None
+    random_init_probe: UnitInterval | None = None
+    same_subset_as: float | None = None
+
+
+class FinetuneResult(Record):
+    """finetune/metrics.json; `fractions` maps the share of labels to its result."""
+
+    protocol: str
+    fractions: dict[float, FractionResult]
+
+
+class Part(Record):
+    """Who provides a part: the distribution, its version, and the digest of the part's source."""
+
+    kind: str
+    name: str
+    provider: str = ""
+    version: str = ""
+    source: str = ""
+
+
+class Spec(Record):
+    """A part as it was configured, defaults filled in."""
+
+    name: str
+    options: dict[str, Any] = {}
+
+    @property
+    def title(self) -> str:
+        """Name with its options: "resnet8 (width=16)"."""
+        options = ", ".join(f"{key}={value}" for key, value in self.options.items())
+        return f"{self.name} ({options})" if options else self.name
+
+
+class Resolved(Record):
+    """artifacts/resolved/<experiment>/<stage>.json, the complete input of a stage."""
+
+    config: dict[str, Any] = {}
+    parts: list[Part] = []
+    engine: dict[str, Any] = {}
+
+
+class ViewFigures(Record):
+    """One view over a sample: mean and deviation per channel, range of values, share of near-constant views."""
+
+    mean: list[float]
+    std: list[float]
+    range: tuple[float, float]
+    near_constant: UnitInterval
+
+
+class ViewStatistics(Record):
+    """views/statistics.json: the raw images and every view of `images` of them."""
+
+    images: int
+    near_constant_below_std: float
+    raw: ViewFigures
+    views: list[ViewFigures]
+
+
+class PanelFile(Record):
+    """One entry of pretrain/panels/panels.json."""
+
+    title: str
+    caption: str = ""
+    file: str
+
+
+Result = TypeVar("Result", bound=Record)
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[Result]):
+    """What an evaluation stage left: its result, or the reason why it skipped; neither where it has not run."""
+
+    result: Result | None = None
+    skipped: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """All that the report needs of one experiment, apart from images and features.
+
+    folder: artifacts/runs/<name>. resolved: stage -> its resolved input. card: encoder.json. missing: stages that have
+    left nothing, in pipeline order. encoder_bytes and encoder_sha256: of encoder.safetensors.
+    """
+
+    name: str
+    folder: Path
+    description: str = ""
+    resolved: Mapping[str, Resolved] = field(default_factory=dict)
+    card: Mapping[str, Any] = field(default_factory=dict)
+    curves: Curves = field(default_factory=dict)
+    linear: Outcome[LinearResult] = Outcome()
+    finetune: Outcome[FinetuneResult] = Outcome()
+    missing: tuple[str, ...] = ()
+    encoder_bytes: int | None = None
+    encoder_sha256: str = ""
+    timing: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """Resolved configuration of pretraining, {} where it is missing."""
+        return self.resolved["pretrain"].config if "pretrain" in self.resolved else {}
+
+    @property
+    def seed(self) -> int | None:
+        """Seed of pretraining."""
+        seed = self.config.get("seed")
+        return seed if isinstance(seed, int) else None
+
+    @property
+    def command(self) -> str:
+        """What makes everything that is missing."""
+        return f"contrast run {self.name}"
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """Evaluations that declined, with their reasons."""
+        reasons = {"linear_eval": self.linear.skipped, "finetune": self.finetune.skipped}
+        return {stage: reason for stage, reason in reasons.items() if reason}
+
+    def spec(self, section: str) -> Spec | None:
+        """The part configured in a section of pretraining (`method`, `encoder`, `loss`), or None."""
+        value = self.config.get(section)
+        return Spec.model_validate(value) if isinstance(value, dict) and "name" in value else None
+
+
+def collect(artifacts: Path, names: Sequence[str], *, timing: bool = True) -> list[Experiment]:
+    """Read the named experiments, in the given order.
+
+    timing: read timing.json, the one file that differs between two runs of the same input.
+    Raises DataError for a damaged file.
+    """
+    report = read_resolved(artifacts / "resolved" / "report.json")
+    descriptions = report.config.get("experiments", {}) if report else {}
+    return [_experiment(artifacts, name, str(descriptions.get(name, "")), timing) for name in names]
+
+
+def _experiment(artifacts: Path, name: str, description: str, timing: bool) -> Experiment:
+    folder = artifacts / "runs" / name
+    pretrain, weights = folder / "pretrain", folder / "pretrain" / "encoder.safetensors"
+    resolved = _resolved(artifacts / "resolved" / name)
+    missing = [] if "pretrain" in resolved else ["resolve"]
+    missing += [stage for stage, file in STAGE_FILES.items() if not (folder / file).is_file()]
+    remake = f"dvc repro pretrain@{name}"
+    return Experiment(
+        name=name,
+        folder=folder,
+        description=description,
+        resolved=resolved,
+        card=read_mapping(pretrain / "encoder.json", remake),
+        curves=read_curves(pretrain / "curves.csv", remake),
+        linear=_outcome(LinearResult, folder / "linear_eval" / "metrics.json", f"dvc repro linear_eval@{name}"),
+        finetune=_outcome(FinetuneResult, folder / "finetune" / "metrics.json", f"dvc repro finetune@{name}"),
+        missing=tuple(missing),
+        encoder_bytes=weights.stat().st_size if weights.is_file() else None,
+        encoder_sha256=sha256_file(weights) if weights.is_file() else "",
+        timing=read_mapping(pretrain / "timing.json", remake) if timing else {},
+    )
+
+
+def _resolved(folder: Path) -> dict[str, Resolved]:
+    found = {stage: read_resolved(folder / f"{stage}.json") for stage in STAGE_FILES}
+    return {stage: resolved for stage, resolved in found.items() if resolved is not None}
+
+
+def _outcome(model: type[Result], path: Path, remake: str) -> Outcome[Result]:
+    if not path.is_file():
+        return Outcome()
+    value = _json(path, remake)
+    if isinstance(value, dict) and "skipped" in value:
+        return Outcome(skipped=str(value["skipped"]))
+    return Outcome(_record(model, value, path, remake))
+
+
+def read_statistics(path: Path, remake: str) -> ViewStatistics | None:
+    """views/statistics.json, or None where there is none."""
+    return _record(ViewStatistics, _json(path, remake), path, remake) if path.is_file() else None
+
+
+def read_resolved(path: Path) -> Resolved | None:
+    """The resolved input of a stage, or None where there is none."""
+    return _record(Resolved, _json(path, "dvc repro resolve"), path, "dvc repro resolve") if path.is_file() else None
+
+
+def read_mapping(path: Path, remake: str) -> dict[str, Any]:
+    """A JSON object, {} where the file is absent. Raises DataError, ending in the command `remake`, if damaged."""
+    if not path.is_file():
+        return {}
+    value = _json(path, remake)
+    if not isinstance(value, dict):
+        raise _damaged(path, f"holds a {type(value).__name__} where an object belongs", remake)
+    return value
+
+
+def read_panels(folder: Path, remake: str) -> list[PanelFile]:
+    """The method's own pictures listed in panels.json, [] where there are none; their files lie in `folder`."""
+    path = folder / "panels.json"
+    if not path.is_file():
+        return []
+    value = _json(path, remake)
+    try:
+        panels = TypeAdapter(list[PanelFile]).validate_python(value)
+    except ValidationError as error:
+        raise _damaged(path, _first_problem(error), remake) from None
+    for panel in panels:
+        if Path(panel.file).name != panel.file or not (folder / panel.file).is_file():
+            raise _damaged(path, f"lists {panel.file!r}, which is no file beside it", remake)
+    return panels
+
+
+def read_curves(path: Path, remake: str) -> Curves:
+    """Columns of curves.csv: {column: values}, None for an empty cell or a figure that is not finite.
+
+    Returns {} where the file is absent. Raises DataError for a cell that is no number or a row of another length.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        rows = list(csv.reader(path.read_text().splitlines(), strict=True))
+        columns: Curves = {name: [] for name in rows[0]} if rows else {}
+        for row in rows[1:]:
+            for name, cell in zip(rows[0], row, strict=True):
+                columns[name].append(_number(cell))
+    except (ValueError, csv.Error) as error:
+        raise _damaged(path, str(error), remake) from None
+    return columns
+
+
+def _number(cell: str) -> float | None:
+    value = float(cell) if cell.strip() else math.nan
+    return value if math.isfinite(value) else None
+
+
+def _json(path: Path, remake: str) -> Any:
+    try:
+        return read_json(path)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise _damaged(path, str(error), remake) from None
+
+
+def _record(model: type[Result], value: Any, path: Path, remake: str) -> Result:
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise _damaged(path, _first_problem(error), remake) from None
+
+
+def _first_problem(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(step) for step in first["loc"]) or "the file"
+    return f"{where}: {first['msg']}"
+
+
+def _damaged(path: Path, problem: str, remake: str) -> DataError:
+    return DataError(f"{path} is damaged: {problem}; make it again with `{remake}`")

@@ -1,0 +1,226 @@
+"""Experiments that differ only in seed are one group, and each figure of a group is a mean with its spread.
+
+Accuracies are shares in [0, 1] inside and percent in texts; differences are percentage points. A mean never mixes
+configurations or protocol ids.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from cl_core.report.collect import Experiment, Knn
+
+NONE = "\N{EN DASH}"
+MINUS = "\N{MINUS SIGN}"
+PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
+
+Protocols = tuple[str | None, str | None, str | None]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One figure of a group: a value per seed, and the 95 % interval where there is a single one."""
+
+    values: tuple[float, ...]
+    interval: tuple[float, float] | None = None
+
+    @property
+    def mean(self) -> float:
+        """Mean over seeds."""
+        return statistics.fmean(self.values)
+
+    @property
+    def spread(self) -> str:
+        """What stands beside the mean: "+- 0.4" over seeds, "43.9 to 45.9" for one run, "" where neither is known."""
+        if len(self.values) > 1:
+            return f"{PLUS_MINUS} {percent(statistics.stdev(self.values))}"
+        return "" if self.interval is None else f"{percent(self.interval[0])} to {percent(self.interval[1])}"
+
+    def __str__(self) -> str:
+        """Percent with its spread, for a terminal."""
+        if len(self.values) > 1:
+            return f"{percent(self.mean)} {self.spread}"
+        return f"{percent(self.mean)} ({self.spread})" if self.spread else percent(self.mean)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Experiments that differ in nothing but the seed (often just one), at least one of them evaluated or trained.
+
+    index: position among the groups, which fixes colour and marker. label: name of the experiment, or what the names
+    of a group begin with.
+    """
+
+    index: int
+    experiments: tuple[Experiment, ...]
+    label: str
+
+    @property
+    def first(self) -> Experiment:
+        """The experiment whose pictures stand for the group."""
+        return self.experiments[0]
+
+    @property
+    def seeds(self) -> str:
+        """ "3 seeds (0, 1, 2)", or "" for a single run."""
+        if len(self.experiments) == 1:
+            return ""
+        return f"{len(self.experiments)} seeds ({', '.join(str(experiment.seed) for experiment in self.experiments)})"
+
+    @property
+    def method(self) -> str:
+        """Name of the method, or a dash where the resolved configuration is missing."""
+        method = self.first.spec("method")
+        return method.name if method else NONE
+
+    @property
+    def encoder(self) -> str:
+        """Encoder with its options, or a dash."""
+        encoder = self.first.spec("encoder")
+        return encoder.title if encoder else NONE
+
+    @property
+    def protocols(self) -> Protocols:
+        """Protocol ids of linear probe, kNN and fine-tuning; None where there is no result."""
+        return _protocols(self.first)
+
+    @property
+    def fractions(self) -> list[float]:
+        """Shares of labels that were fine-tuned with, ascending."""
+        result = self.first.finetune.result
+        return sorted(result.fractions) if result else []
+
+    @property
+    def linear(self) -> Measured | None:
+        """Linear probe of the best stage."""
+        tests = [e.linear.result.test for e in self.experiments if e.linear.result]
+        return _measured([t.top1 for t in tests], [t.top1_ci95 for t in tests])
+
+    @property
+    def knn(self) -> Measured | None:
+        """Weighted nearest neighbours on the last stage."""
+        return _measured([e.linear.result.knn.top1 for e in self.experiments if e.linear.result])
+
+    @property
+    def knn_best_stage(self) -> Measured | None:
+        """Weighted nearest neighbours on the best stage, None where that is the last one."""
+        found = [e.linear.result.knn_best_stage for e in self.experiments if e.linear.result]
+        return _measured([knn.top1 for knn in found if knn])
+
+    @property
+    def best_stage(self) -> str:
+        """Stage chosen on validation, or all that were chosen where seeds disagree."""
+        stages = [e.linear.result.best_stage for e in self.experiments if e.linear.result]
+        return ", ".join(dict.fromkeys(stages)) or NONE
+
+    def finetune(self, fraction: float) -> Measured | None:
+        """Fine-tuning with a share of the labels."""
+        found = [e.finetune.result.fractions.get(fraction) for e in self.experiments if e.finetune.result]
+        return _measured([f.top1 for f in found if f], [f.top1_ci95 for f in found if f])
+
+    def finetune_yardstick(self, name: str, fraction: float) -> Measured | None:
+        """`supervised_same_labels` or `random_init_probe` at a share of the labels."""
+        found = [e.finetune.result.fractions.get(fraction) for e in self.experiments if e.finetune.result]
+        return _yardstick([getattr(f, name) for f in found if f and getattr(f, name) is not None])
+
+    def baseline(self, name: str, figure: str = "top1") -> Measured | None:
+        """`top1` or `knn_top1` of a baseline of the linear protocol."""
+        found = [e.linear.result.baselines.get(name) for e in self.experiments if e.linear.result]
+        return _yardstick([getattr(b, figure) for b in found if b and getattr(b, figure) is not None])
+
+
+def percent(share: float) -> str:
+    """0.4487 -> "44.9"."""
+    return f"{100 * share:.1f}"
+
+
+def points(difference: float) -> str:
+    """0.061 -> "+6.1", with a true minus sign."""
+    return f"{100 * difference:+.1f}".replace("-", MINUS)
+
+
+def share_name(fraction: float) -> str:
+    """0.01 -> "1 %"."""
+    return f"{100 * fraction:g} %"
+
+
+def group_seeds(experiments: Iterable[Experiment]) -> list[Group]:
+    """Put experiments together that differ only in seed and were judged alike; those without any output are left out.
+
+    Alike means: the same resolved settings of pretraining, linear_eval and finetune, the same parts and protocol ids.
+    """
+    groups: dict[str, list[Experiment]] = {}
+    for experiment in experiments:
+        if experiment.encoder_sha256 or experiment.linear.result or experiment.finetune.result:
+            groups.setdefault(_identity(experiment), []).append(experiment)
+    labels = _labels(list(groups.values()))
+    return [
+        Group(k, tuple(members), label) for k, (members, label) in enumerate(zip(groups.values(), labels, strict=True))
+    ]
+
+
+def _labels(groups: list[list[Experiment]]) -> list[str]:
+    """What the names of each group begin with, where that tells the groups apart; else all its names."""
+    stems = [_stem([experiment.name for experiment in group]) for group in groups]
+    return [
+        ", ".join(experiment.name for experiment in group) if not stem or stems.count(stem) > 1 else stem
+        for stem, group in zip(stems, groups, strict=True)
+    ]
+
+
+def _stem(names: list[str]) -> str:
+    """["simclr-seed0", "simclr-seed1"] -> "simclr"."""
+    if len(names) == 1:
+        return names[0]
+    shared = "".join(
+        a for a, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(min(names), max(names), strict=False))
+    )
+    return re.sub(r"([-_.](seed|s))?[-_.]*$", "", shared)
+
+
+def _measured(values: list[float], intervals: list[tuple[float, float]] | None = None) -> Measured | None:
+    if not values:
+        return None
+    return Measured(tuple(values), intervals[0] if intervals and len(values) == 1 else None)
+
+
+def _yardstick(values: list[float]) -> Measured | None:
+    """A yardstick that several runs share is one value, not a mean without spread."""
+    return _measured(values[:1] if len(set(values)) == 1 else values)
+
+
+def _protocols(experiment: Experiment) -> Protocols:
+    linear, finetune = experiment.linear.result, experiment.finetune.result
+    return (
+        linear.protocol if linear else None,
+        _knn_protocol(linear.knn) if linear else None,
+        finetune.protocol if finetune else None,
+    )
+
+
+def _knn_protocol(knn: Knn) -> str:
+    """The id with k and T, which it names itself only where k was reduced to the size of the bank."""
+    k = "" if "(k=" in knn.protocol else f"(k={knn.k})"
+    return f"{knn.protocol}{k}, T={knn.temperature:g}"
+
+
+def _identity(experiment: Experiment) -> str:
+    if "pretrain" not in experiment.resolved:
+        return experiment.name
+    stages = {stage: experiment.resolved.get(stage) for stage in ("pretrain", "linear_eval", "finetune")}
+    settings = {
+        stage: (_without_seed(resolved.config), [part.model_dump() for part in resolved.parts])
+        for stage, resolved in stages.items()
+        if resolved is not None
+    }
+    return json.dumps([settings, _protocols(experiment)], sort_keys=True, default=str)
+
+
+def _without_seed(config: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key != "seed"}

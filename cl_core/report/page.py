@@ -1,0 +1,238 @@
+"""One self-contained HTML page over all experiments: `write_report` reads `artifacts/`, writes a file, fetches nothing.
+
+The page has no script, and its content security policy forbids the browser every request. Texts from users (names,
+classes, options) are escaped by the template; only SVG made by `figures` and our own style sheet go in as they are.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup, escape
+
+from cl_core.data.files import write_bytes
+from cl_core.data.store import Store
+from cl_core.report.collect import Experiment, ViewStatistics, collect, read_panels, read_resolved, read_statistics
+from cl_core.report.figures import swatch
+from cl_core.report.groups import Group, group_seeds, percent, share_name
+from cl_core.report.plots import (
+    Plot,
+    curve_plots,
+    label_limits,
+    label_plot,
+    overview_plot,
+    profiles,
+)
+from cl_core.report.results import Table, remarks, tables, verdict
+from cl_core.report.retrieval import Retrieval, retrieve
+
+DUPLICATES_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What the page says about the images. warnings: sentences. duplicates: the first pairs found across splits."""
+
+    facts: list[tuple[str, str]]
+    warnings: list[str]
+    duplicates: list[tuple[str, str]]
+    splits: dict[str, Mapping[str, Any]]
+    classes: list[str]
+    source: Mapping[str, Any]
+    digest: str
+
+
+@dataclass(frozen=True)
+class Preview:
+    """Views of a group: preview.png as a data URI, "" where there is none; the operations of each chain; statistics."""
+
+    image: str
+    chains: dict[str, str]
+    statistics: ViewStatistics | None
+
+
+def write_report(
+    artifacts: Path, out: Path, *, experiments: Sequence[str], title: str = "contrast", timing: bool = True
+) -> Path:
+    """Write the page to `out` and return its path.
+
+    artifacts: the folder with dataset/, resolved/ and runs/. experiments: names, in the order of the page.
+    timing: state training times, which differ between two runs of the same input; without them the page has the same
+    bytes for the same inputs.
+    Raises DataError for a missing dataset and for a damaged file, naming what makes it again.
+    """
+    store = Store.open(artifacts / "dataset")
+    collected = collect(artifacts, experiments, timing=timing)
+    groups = group_seeds(collected)
+    shown = tables(groups)
+    page = _environment().from_string(_resource("template.html"))
+    dataset = _dataset(store, next((e.config["subset"] for e in collected if e.config.get("subset")), None))
+    html = page.render(
+        title=title,
+        css=_resource("style.css"),
+        experiments=collected,
+        groups=groups,
+        dataset=dataset,
+        headline=_headline(dataset, len(collected), groups, shown),
+        caveats=[(experiment.name, line) for experiment in collected for line in _caveats(experiment, dataset)],
+        tables=[(table, overview_plot(table, f"overview-{k}")) for k, table in enumerate(shown)],
+        profiles=profiles(groups),
+        curves=curve_plots(groups),
+        previews={group.index: _preview(group.first) for group in groups},
+        retrievals={group.index: _retrieval(store, group.first) for group in groups},
+        label_plots=_label_plots(groups),
+        panels=_panels(groups),
+        ingest=read_resolved(artifacts / "resolved" / "ingest.json"),
+        timing=timing,
+    )
+    write_bytes(out, html.encode())
+    return out
+
+
+def _environment() -> Environment:
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {
+        "percent": percent,
+        "share": share_name,
+        "size": _size,
+        "duration": _duration,
+        "data_uri": data_uri,
+        "pretty": lambda value: json.dumps(value, indent=2, default=str, ensure_ascii=False),
+        "swatch": swatch,
+        "verdict": verdict,
+        "remarks": remarks,
+        "code": _with_code,
+        "figures": lambda values: ", ".join(f"{value:.2f}" for value in values),
+    }
+    return environment
+
+
+def _with_code(text: str) -> Markup:
+    """Escape a sentence and set what it has in backticks as code."""
+    pieces = text.split("`")
+    marked = [Markup("<code>{}</code>").format(piece) if k % 2 else escape(piece) for k, piece in enumerate(pieces)]
+    return Markup("").join(marked)
+
+
+def _resource(name: str) -> str:
+    return resources.files("cl_core.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def data_uri(png: bytes) -> str:
+    """PNG bytes as the source of an <img>."""
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
+def _dataset(store: Store, subset: int | None) -> Dataset:
+    splits = {name: split for name, split in store.manifest["splits"].items() if split["count"]}
+    duplicates, quarantined = store.manifest["duplicates"], store.manifest["quarantined"]
+    trained = splits["train"]["count"] if "train" in splits else 0
+    used = [("of them used", f"{subset:,}")] if subset is not None and subset < trained else []
+    facts = [
+        ("images", f"{sum(split['count'] for split in splits.values()):,}"),
+        ("classes", f"{len(store.classes):,}" if store.classes else "none"),
+        ("for training", f"{trained:,}"),
+        *used,
+        *((name, f"{split['count']:,}") for name, split in splits.items() if name != "train"),
+        ("size", f"{store.image_size} \N{MULTIPLICATION SIGN} {store.image_size} px"),
+        ("quarantined", f"{quarantined:,}"),
+        ("copies across splits", f"{duplicates['count']:,}"),
+    ]
+    return Dataset(
+        facts=facts,
+        warnings=list(_dataset_warnings(store, duplicates["count"], quarantined)),
+        duplicates=[(str(a), str(b)) for a, b in duplicates["across_splits"][:DUPLICATES_SHOWN]],
+        splits=splits,
+        classes=store.classes,
+        source=store.manifest["source"],
+        digest=store.digest,
+    )
+
+
+def _dataset_warnings(store: Store, copies: int, quarantined: int) -> Iterator[str]:
+    if copies:
+        images = (
+            "1 image of validation or test is an exact copy" if copies == 1 else f"{copies:,} images are exact copies"
+        )
+        yield f"{images} of one in an earlier split, so the test figures are optimistic. Remove them and ingest again."
+    if quarantined:
+        files = "1 file was" if quarantined == 1 else f"{quarantined:,} files were"
+        yield f"{files} left out as unreadable; `artifacts/dataset/quarantine.csv` gives the reason for each."
+    if not store.has_labels:
+        yield "The training images have no labels of two classes, so representations were trained but not judged."
+
+
+def _headline(dataset: Dataset, total: int, groups: Sequence[Group], shown: Sequence[Table]) -> list[str]:
+    trained = sum(len(group.experiments) for group in groups)
+    count = f"{trained}" if trained == total else f"{trained} of {total}"
+    noun = "experiment" if total == 1 else "experiments"
+    facts = dict(dataset.facts)
+    classes = f" in {facts['classes']} classes" if dataset.classes else ""
+    judged = " and judged by linear probe, nearest neighbours and fine-tuning on few labels" if shown else ""
+    source = dataset.source.get("name", "unnamed images")
+    lines = [f"{count} {noun} on {source} ({facts['images']} images{classes}): encoders pretrained{judged}"]
+    ranked = sorted(((g.linear.mean, -g.index, g) for g in groups if g.linear), reverse=True)
+    if len(shown) == 1 and len(ranked) > 1:
+        mean, _, best = ranked[0]
+        lines.append(f"Highest in the linear probe: {best.label} with {percent(mean)} %. It {verdict(best).text}")
+    return lines
+
+
+def _caveats(experiment: Experiment, dataset: Dataset) -> list[str]:
+    trained_on = experiment.card.get("dataset", dataset.digest)
+    if trained_on == dataset.digest:
+        return remarks(experiment)
+    return [*remarks(experiment), f"pretrained on another state of the dataset; run `{experiment.command}` to catch up"]
+
+
+def _preview(experiment: Experiment) -> Preview:
+    folder = experiment.folder / "views"
+    image = folder / "preview.png"
+    chains = experiment.config.get("chains") or {}
+    return Preview(
+        image=data_uri(image.read_bytes()) if image.is_file() else "",
+        chains={name: ", ".join(str(spec["name"]) for spec in chain) for name, chain in chains.items()},
+        statistics=read_statistics(folder / "statistics.json", f"dvc repro views@{experiment.name}"),
+    )
+
+
+def _retrieval(store: Store, experiment: Experiment) -> Retrieval:
+    return retrieve(store, experiment.folder / "embed", experiment.command)
+
+
+def _label_plots(groups: Sequence[Group]) -> list[Plot]:
+    tuned = [group for group in groups if group.fractions]
+    limits = label_limits(tuned)
+    return [label_plot(group, limits) for group in tuned]
+
+
+def _panels(groups: Sequence[Group]) -> list[tuple[Group, list[tuple[str, str, str]]]]:
+    found = []
+    for group in groups:
+        folder = group.first.folder / "pretrain" / "panels"
+        panels = read_panels(folder, f"dvc repro pretrain@{group.first.name}")
+        if panels:
+            images = [(p.title, p.caption, data_uri((folder / p.file).read_bytes())) for p in panels]
+            found.append((group, images))
+    return found
+
+
+def _size(count: int) -> str:
+    power = min(int(math.log(count, 1000)), 3) if count >= 1000 else 0
+    return f"{count / 1000**power:.{1 if power else 0}f} {('bytes', 'kB', 'MB', 'GB')[power]}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
