@@ -220,7 +220,7 @@ class FinetuneConfig(Section):
     """Shares of the labelled training images; subsets are nested and class-balanced."""
     recipe: PartSpec = PartSpec(name="crop-flip")
     """Augmentation of the labelled images; the protocol has crop and flip only."""
-    lr: Annotated[list[PositiveFloat], Field(min_length=1)] = [0.02, 0.1]
+    lr: Annotated[list[PositiveFloat], Field(min_length=1)] = [0.05, 0.5]
     """Grid of learning rates at batch size 256 (scaled linearly), chosen on validation, for every competitor alike."""
     batch_size: Annotated[int, Field(ge=2)] = 128
     epochs: PositiveInt = 30

@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from cl_core.types import UnitInterval
+
 Chains = dict[str, list[dict[str, Any]]]
 
 Side = Annotated[int, Field(ge=4, le=1024)]
@@ -85,12 +87,13 @@ def moco(strength: Strength = 1.0, min_scale: Share = 0.2, size: Side | None = N
     }
 
 
-def crop_flip(min_scale: Share = 0.08, size: Side | None = None) -> Chains:
+def crop_flip(min_scale: Share = 0.08, flip: UnitInterval = 0.5, size: Side | None = None) -> Chains:
     """Crop and flip only, for supervised and linear-probe training (Szegedy et al. 2015, arXiv:1409.4842, section 6).
 
-    min_scale: smallest area of the crop. size: side of the views, None keeps the images'.
+    min_scale: smallest area of the crop. flip: share of mirrored images; 0 where a mirrored image is another thing, as
+    with digits. size: side of the views, None keeps the images'.
     """
-    return {"augment": [_crop(size, min_scale, "bilinear"), {"name": "horizontal_flip", "prob": 0.5}]}
+    return {"augment": [_crop(size, min_scale, "bilinear"), {"name": "horizontal_flip", "prob": flip}]}
 
 
 def _crop(size: int | None, min_scale: float, interpolation: str = "bicubic") -> dict[str, Any]:

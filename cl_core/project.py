@@ -1,0 +1,230 @@
+"""A project folder read and checked: params.yaml, its experiments, and whether every part they name exists and fits.
+
+Runs no stage and builds nothing heavy. All problems of all files are collected into one ConfigError.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from cl_core.config import ExperimentConfig, ParamsConfig, PartSpec
+from cl_core.documents import Document, expand_environment, read_yaml, validate
+from cl_core.errors import ConfigError, ContrastError, did_you_mean
+from cl_core.registry import Entry, Registry, load_registry, option_problems
+
+T = TypeVar("T")
+Spec = dict[str, Any]  # {"name": ..., "options": {...}}, defaults filled in
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """One experiment with every part resolved; `chains` are spelt out also where a recipe was named."""
+
+    name: str
+    config: ExperimentConfig
+    method: Spec
+    encoder: Spec
+    loss: Spec | None
+    chains: dict[str, list[Spec]]
+    trackers: list[Spec]
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Project:
+    """A checked project folder."""
+
+    root: Path
+    params: ParamsConfig
+    source: Spec
+    finetune_chain: list[Spec]
+    experiments: list[Experiment]
+    registry: Registry
+
+
+def load_project(root: Path) -> Project:
+    """Read and check a project. Raises ConfigError with one line per problem, over all files together."""
+    document = read_yaml(root / "params.yaml", "params.yaml")
+    problems: list[str] = []
+    params = _collect(problems, lambda: validate(ParamsConfig, document))
+    names = _experiment_names(document)
+    registry = load_registry(params.plugins.block if params else ())
+    source, finetune_chain = None, []
+    if params is not None:
+        checker = PartChecker(registry, document, problems)
+        source = checker.part("source", params.data.source, ("data", "source"))
+        recipe, location = params.evaluation.finetune.recipe, ("evaluation", "finetune", "recipe")
+        finetune_chain = _recipe_chains(checker, recipe, location).get("augment", [])
+    loaded = [_experiment(root, name, registry, params.seed if params else 0, problems) for name in names]
+    if problems or params is None or source is None:
+        raise ConfigError(problems)
+    experiments = [experiment for experiment in loaded if experiment is not None]
+    return Project(
+        root=root,
+        params=params,
+        source=source,
+        finetune_chain=finetune_chain,
+        experiments=experiments,
+        registry=registry,
+    )
+
+
+def build_source(registry: Registry, spec: Spec, root: Path) -> Any:
+    """The source of the images. `${NAME}` is expanded; relative paths are relative to the project folder."""
+    options = expand_environment(spec["options"], "params.yaml: data.source")
+    for key in ("path", "root"):
+        if isinstance(options.get(key), str):
+            options[key] = str(root / Path(options[key]).expanduser())
+    return registry.build("source", spec["name"], options)
+
+
+@dataclass
+class PartChecker:
+    """Looks up parts named in a document and notes what is wrong with them."""
+
+    registry: Registry
+    document: Document
+    problems: list[str]
+
+    def part(self, kind: str, spec: PartSpec, location: Sequence[str | int]) -> Spec | None:
+        """The part with its options, defaults filled in; None, with the problems noted, where it is wrong."""
+        try:
+            entry = self.registry.get(kind, spec.name)
+            options = entry.model.model_validate_json(json.dumps(spec.options, default=str)).model_dump(mode="json")
+        except ValidationError as error:
+            found = option_problems(entry, error)
+            self.problems += [self.document.problem([*location, *where], rule) for where, rule in found]
+            return None
+        except ContrastError as error:
+            self.problems.append(self.document.problem([*location, "name"], str(error)))
+            return None
+        return {"name": spec.name, "options": options}
+
+    def parts(self, kind: str, specs: Sequence[PartSpec], location: Sequence[str | int]) -> list[Spec]:
+        """Several parts; wrong ones are noted and left out."""
+        found = [self.part(kind, spec, [*location, index]) for index, spec in enumerate(specs)]
+        return [spec for spec in found if spec is not None]
+
+    def note(self, location: Sequence[str | int], rule: str) -> None:
+        """Note a problem."""
+        self.problems.append(self.document.problem(location, rule))
+
+
+def _experiment(root: Path, name: str, registry: Registry, seed: int, problems: list[str]) -> Experiment | None:
+    before = len(problems)
+    document = _collect(problems, lambda: _read_experiment(root, name))
+    config = None if document is None else _collect(problems, lambda: validate(ExperimentConfig, document))
+    if document is None or config is None:
+        return None
+    checker = PartChecker(registry, document, problems)
+    method = checker.part("method", config.method, ["method"])
+    encoder = checker.part("encoder", config.encoder, ["encoder"])
+    loss = checker.part("loss", config.loss, ["loss"]) if config.loss else None
+    chains = _chains(checker, config)
+    trackers = checker.parts("tracker", config.train.trackers, ["train", "trackers"])
+    if method is not None:
+        _check_fit(checker, registry.get("method", method["name"]), config, chains)
+    if len(problems) > before or method is None or encoder is None:
+        return None
+    return Experiment(
+        name=name,
+        config=config,
+        method=method,
+        encoder=encoder,
+        loss=loss,
+        chains=chains,
+        trackers=trackers,
+        seed=seed if config.seed is None else config.seed,
+    )
+
+
+def _read_experiment(root: Path, name: str, seen: tuple[str, ...] = ()) -> Document:
+    """The file of an experiment, merged over the one it extends."""
+    shown = f"experiments/{name}.yaml"
+    folder = root / "experiments"
+    if not (folder / f"{name}.yaml").is_file():
+        known = sorted(path.stem for path in folder.glob("*.yaml"))
+        hint = did_you_mean(name, known)
+        raise ConfigError(f"params.yaml: experiments: there is no file {shown}{hint}; create it or remove the name")
+    document = read_yaml(folder / f"{name}.yaml", shown)
+    base = document.data.get("extends")
+    if base is None:
+        return document
+    if base in (*seen, name):
+        raise ConfigError(document.problem(["extends"], f"{' -> '.join((*seen, name, base))} is a circle; break it"))
+    if not (folder / f"{base}.yaml").is_file():
+        raise ConfigError(document.problem(["extends"], f"there is no file experiments/{base}.yaml"))
+    merged = merge(_read_experiment(root, str(base), (*seen, name)).data, document.data)
+    return replace(document, data=merged)
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Sections merged key by key; a part of another name replaces the whole part, a list the whole list."""
+    merged = dict(base)
+    for key, value in over.items():
+        old = base.get(key)
+        both = isinstance(old, Mapping) and isinstance(value, Mapping)
+        same_part = both and old.get("name") == value.get("name", old.get("name"))  # type: ignore[union-attr]
+        merged[key] = merge(old, value) if both and same_part else value  # type: ignore[arg-type]
+    return merged
+
+
+def _chains(checker: PartChecker, config: ExperimentConfig) -> dict[str, list[Spec]]:
+    views = config.views
+    if views.recipe is None:
+        return {
+            argument: checker.parts("augmentation", specs, ["views", "chains", argument])
+            for argument, specs in views.chains.items()
+        }
+    return _recipe_chains(checker, views.recipe, ["views", "recipe"])
+
+
+def _recipe_chains(checker: PartChecker, spec: PartSpec, location: Sequence[str | int]) -> dict[str, list[Spec]]:
+    """The chains that a recipe gives, every augmentation in them looked up."""
+    recipe = checker.part("recipe", spec, location)
+    if recipe is None:
+        return {}
+    try:
+        chains = checker.registry.build("recipe", recipe["name"], recipe["options"])
+    except ContrastError as error:
+        checker.note(location, str(error))
+        return {}
+    return {
+        argument: checker.parts("augmentation", [PartSpec(**augmentation) for augmentation in specs], location)
+        for argument, specs in chains.items()
+    }
+
+
+def _check_fit(checker: PartChecker, method: Entry, config: ExperimentConfig, chains: Mapping[str, Any]) -> None:
+    """Whether the method gets the parts that it asks for, and no others."""
+    required = {name for name in method.parts if method.parameters[name].default is method.parameters[name].empty}
+    if "loss" in required and config.loss is None:
+        checker.note(["method"], f"{method.name} needs a loss; add a section such as `loss: {{name: nt_xent}}`")
+    if "loss" not in method.parts and config.loss is not None:
+        checker.note(["loss"], f"{method.name} takes no loss; delete this section")
+    wanted = {name for name in method.parts if name.startswith("augment")}
+    given = set(chains)
+    if not wanted and given:
+        checker.note(["views"], f"{method.name} makes its views itself; delete the recipe or the chains")
+    elif wanted and given != {"augment"} and not wanted & required <= given <= wanted:
+        takes, got = ", ".join(sorted(wanted)), ", ".join(chains) or "none"
+        checker.note(["views"], f"{method.name} takes the chains {takes}, got {got}; name a recipe that gives them")
+
+
+def _experiment_names(document: Document) -> list[str]:
+    names = document.data.get("experiments")
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+
+
+def _collect(problems: list[str], load: Callable[[], T]) -> T | None:
+    try:
+        return load()
+    except ConfigError as error:
+        problems += error.problems
+        return None

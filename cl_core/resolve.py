@@ -1,0 +1,165 @@
+"""Write the complete input of every stage to artifacts/resolved/, so that a stage reruns exactly when that changes.
+
+A resolved file holds the settings with their defaults, who provides each part (version and source digest), and the
+digest of the engine's modules that the stage uses. Files are rewritten only where their bytes change.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cl_core.data.files import write_bytes
+from cl_core.errors import ConfigError, ContrastError
+from cl_core.project import Experiment, Project, Spec, build_source, load_project
+from cl_core.provenance import engine_digest, library_versions, part_digest
+from cl_core.registry import Entry
+
+RESOLVED = Path("artifacts/resolved")
+ONCE = ("ingest", "report")
+PER_EXPERIMENT = ("views", "pretrain", "embed", "linear_eval", "finetune")
+
+
+def write_resolved(root: Path) -> list[Path]:
+    """Check the project and bring artifacts/resolved/ up to date.
+
+    Returns the files that changed, relative to the root. Raises ConfigError with every problem of the project.
+    """
+    files = resolved_files(load_project(root))
+    changed = []
+    for path, content in files.items():
+        data = (json.dumps(content, indent=2) + "\n").encode()
+        target = root / path
+        if not target.is_file() or target.read_bytes() != data:
+            write_bytes(target, data)
+            changed.append(path)
+    return changed + _remove_stale(root, set(files))
+
+
+def resolved_files(project: Project) -> dict[Path, dict[str, Any]]:
+    """{path relative to the root: content} for every stage of every experiment."""
+    engines = {stage: _engine(stage) for stage in (*ONCE, *PER_EXPERIMENT)}
+    files = {
+        RESOLVED / "ingest.json": _ingest(project) | {"engine": engines["ingest"]},
+        RESOLVED / "report.json": _report(project) | {"engine": engines["report"]},
+    }
+    for experiment in project.experiments:
+        for stage in PER_EXPERIMENT:
+            content = _stage(project, experiment, stage)
+            files[RESOLVED / experiment.name / f"{stage}.json"] = content | {"engine": engines[stage]}
+    return files
+
+
+def _engine(stage: str) -> dict[str, str]:
+    return {"source": engine_digest(stage), **library_versions(stage)}
+
+
+def _ingest(project: Project) -> dict[str, Any]:
+    data = project.params.data
+    try:
+        fingerprint = build_source(project.registry, project.source, project.root).fingerprint()
+    except ConfigError:
+        raise
+    except ContrastError as error:
+        raise ConfigError(f"params.yaml: data.source: {error}") from None
+    return {
+        "stage": "ingest",
+        "config": {
+            "source": project.source,
+            "size": data.size,
+            "splits": data.splits.model_dump(mode="json"),
+            "max_pixels": data.max_pixels,
+            "block": project.params.plugins.block,
+        },
+        "fingerprint": dict(fingerprint),
+        "parts": [_provider(project, "source", project.source)],
+    }
+
+
+def _report(project: Project) -> dict[str, Any]:
+    return {
+        "stage": "report",
+        "config": {
+            "title": project.params.title,
+            "experiments": {e.name: e.config.description for e in project.experiments},
+        },
+        "parts": [],
+    }
+
+
+def _stage(project: Project, experiment: Experiment, stage: str) -> dict[str, Any]:
+    """Views see neither encoder nor loss, so that editing these leaves the plan as it is."""
+    parts = [("method", experiment.method)]
+    parts += [("augmentation", spec) for chain in experiment.chains.values() for spec in chain]
+    config: dict[str, Any] = {
+        "seed": experiment.seed,
+        "subset": project.params.data.subset,
+        "block": project.params.plugins.block,
+        "method": experiment.method,
+        "chains": experiment.chains,
+    }
+    if stage != "views":
+        parts.append(("encoder", experiment.encoder))
+        parts += [("loss", experiment.loss)] if experiment.loss else []
+        config |= {"encoder": experiment.encoder, "loss": experiment.loss}
+    if stage == "pretrain":
+        parts += [("tracker", spec) for spec in experiment.trackers]
+    if stage == "finetune":
+        parts += [("augmentation", spec) for spec in project.finetune_chain]
+    config |= _stage_sections(project, experiment, stage)
+    providers: list[dict[str, Any]] = []
+    for kind, spec in parts:
+        provider = _provider(project, kind, spec)
+        if provider not in providers:
+            providers.append(provider)
+    return {"stage": stage, "experiment": experiment.name, "config": config, "parts": providers}
+
+
+def _stage_sections(project: Project, experiment: Experiment, stage: str) -> dict[str, Any]:
+    config, evaluation = experiment.config, project.params.evaluation
+    sections: Mapping[str, Mapping[str, Any]] = {
+        "views": {"materialize": config.views.materialize, "preview": config.views.preview},
+        "pretrain": {
+            "optimizer": config.optimizer.model_dump(mode="json"),
+            "schedule": config.schedule.model_dump(mode="json"),
+            "train": config.train.model_dump(mode="json", exclude={"trackers"}),
+            "trackers": experiment.trackers,
+        },
+        "embed": {"max_values": evaluation.linear.max_values, "batch_size": evaluation.batch_size},
+        "linear_eval": {
+            "linear": evaluation.linear.model_dump(mode="json"),
+            "knn": evaluation.knn.model_dump(mode="json"),
+            "batch_size": evaluation.batch_size,
+        },
+        "finetune": {
+            "finetune": evaluation.finetune.model_dump(mode="json"),
+            "augment": project.finetune_chain,
+            "linear": evaluation.linear.model_dump(mode="json"),
+            "batch_size": evaluation.batch_size,
+        },
+    }
+    return dict(sections[stage])
+
+
+def _provider(project: Project, kind: str, spec: Spec) -> dict[str, Any]:
+    entry: Entry = project.registry.get(kind, spec["name"])
+    return {
+        "kind": kind,
+        "name": spec["name"],
+        "provider": entry.provider,
+        "version": entry.version,
+        "source": part_digest(entry),
+    }
+
+
+def _remove_stale(root: Path, current: set[Path]) -> list[Path]:
+    """Drop resolved files of experiments that are no longer listed."""
+    stale = [path for path in (root / RESOLVED).rglob("*.json") if path.relative_to(root) not in current]
+    for path in stale:
+        path.unlink()
+    for folder in (root / RESOLVED).iterdir():
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+    return [path.relative_to(root) for path in stale]

@@ -1,0 +1,95 @@
+"""Reading a project: every mistake of every file at once, parts that fit their method, extends."""
+
+import pytest
+
+from cl_core.errors import ConfigError
+from cl_core.project import load_project, merge
+
+BYOL = "method: {name: byol}\nencoder: {name: resnet8}\nviews: {recipe: {name: byol}}\n"
+JIGSAW = "method: {name: jigsaw}\nencoder: {name: resnet8}\n"
+
+
+def problems_of(folder):
+    with pytest.raises(ConfigError, match=r".") as caught:
+        load_project(folder)
+    return caught.value.problems
+
+
+def test_a_correct_project_gives_its_experiments_with_defaults_filled_in(project):
+    loaded = load_project(project())
+    tiny = loaded.experiments[0]
+    assert tiny.loss == {"name": "nt_xent", "options": {"temperature": 0.5}}
+    assert tiny.encoder["options"]["width"] == 4
+    assert tiny.chains["augment"][0]["name"] == "random_resized_crop"
+
+
+def test_mistakes_in_several_files_are_reported_together(project):
+    folder = project(
+        {
+            "params.yaml": "experiments: [tiny, other, missing]\nsize: 3\ndata: {source: {name: digts}}\n",
+            "experiments/other.yaml": "method: {name: simclrr}\nencoder: {name: resnet8, widht: 3}\n",
+        }
+    )
+    problems = problems_of(folder)
+    assert any("params.yaml:2: size: unknown key" in problem for problem in problems)
+    assert any("no method is called 'simclrr' - did you mean 'simclr'" in problem for problem in problems)
+    assert any("unknown option 'widht' - did you mean 'width'" in problem for problem in problems)
+    assert any("there is no file experiments/missing.yaml" in problem for problem in problems)
+
+
+def test_an_unknown_source_is_named_with_its_line(project):
+    problems = problems_of(project({"params.yaml": "experiments: [tiny]\ndata:\n  source: {name: digts}\n"}))
+    assert problems[0].startswith("params.yaml:3: data.source.name: no source is called 'digts' - did you mean")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("method: {name: simclr}\nencoder: {name: resnet8}\nviews: {recipe: {name: simclr-cifar}}", "needs a loss"),
+        (f"{BYOL}loss: {{name: nt_xent}}", "loss: byol takes no loss; delete this section"),
+        (f"{JIGSAW}views: {{recipe: {{name: byol}}}}", "views: jigsaw makes its views itself"),
+        (
+            "method: {name: simclr}\nencoder: {name: resnet8}\nloss: {name: nt_xent}\nviews: {recipe: {name: byol}}",
+            "simclr takes the chains augment, got augment_a, augment_b",
+        ),
+        (
+            "method: {name: simclr}\nencoder: {name: resnet8}\nloss: {name: nt_xent}",
+            "simclr takes the chains augment, got none",
+        ),
+    ],
+)
+def test_a_method_gets_the_parts_it_asks_for_and_no_others(project, text, said):
+    problems = problems_of(project({"experiments/tiny.yaml": text}))
+    assert len(problems) == 1
+    assert said in problems[0]
+
+
+def test_one_chain_called_augment_serves_every_view(project):
+    text = BYOL.replace("{recipe: {name: byol}}", "{recipe: {name: simclr-cifar}}")
+    loaded = load_project(project({"experiments/tiny.yaml": text}))
+    assert set(loaded.experiments[0].chains) == {"augment"}
+
+
+def test_extends_takes_everything_from_the_base_but_what_the_file_says(project):
+    folder = project({"params.yaml": "experiments: [seeded]\ndata: {source: {name: digits}}\n"})
+    (folder / "experiments" / "seeded.yaml").write_text("extends: tiny\nseed: 7\nloss: {name: nt_xent}\n")
+    seeded = load_project(folder).experiments[0]
+    assert seeded.seed == 7
+    assert seeded.method["options"]["hidden_dim"] == 16
+    assert seeded.loss["options"]["temperature"] == 0.5
+
+
+def test_extends_that_goes_in_a_circle_is_an_error(project):
+    folder = project({"experiments/tiny.yaml": "extends: b\n", "experiments/b.yaml": "extends: tiny\n"})
+    assert "tiny -> b -> tiny is a circle" in problems_of(folder)[0]
+
+
+def test_a_part_of_another_name_replaces_the_whole_part():
+    base = {"loss": {"name": "a", "temperature": 1}, "train": {"batch_size": 2, "log_every": 3}}
+    over = {"loss": {"name": "b"}, "train": {"batch_size": 4}}
+    assert merge(base, over) == {"loss": {"name": "b"}, "train": {"batch_size": 4, "log_every": 3}}
+
+
+def test_a_folder_that_is_no_project_says_what_to_do(tmp_path):
+    with pytest.raises(ConfigError, match=r"params.yaml: there is no such file; create it, or run `contrast init`"):
+        load_project(tmp_path)
