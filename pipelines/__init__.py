@@ -1,0 +1,1 @@
+"""The orchestration: command line, stages, DVC, Prefect. Thin; no maths."""

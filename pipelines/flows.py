@@ -1,0 +1,210 @@
+"""The run as a Prefect flow; the only file that imports prefect. Deployable as `pipelines.flows.pipeline`.
+
+The task graph is DVC's graph, one task per stage, and a task's final state says what became of its stage: Ran,
+Restored or Up to date. Prefect decides when and how often a stage is tried, never whether: its caching is off.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+from prefect import flow, get_run_logger, tags, task
+from prefect.artifacts import create_link_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter
+from prefect.client.schemas.objects import State, StateType
+from prefect.futures import PrefectFuture, as_completed
+from prefect.states import Cancelled, Completed, Crashed
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from cl_core.errors import ContrastError
+from pipelines.board import Board
+from pipelines.dvc_repo import Outcome, Plan, Runner, Stage, StageFailed, Stopped, recorded_outputs
+from pipelines.planning import LOGS, RunSettings, exclusive, plan_run, require_project
+
+RETRY_DELAY = 3  # seconds
+STATE_NAMES = {Outcome.RAN: "Ran", Outcome.RESTORED: "Restored", Outcome.UP_TO_DATE: "Up to date"}
+
+
+class PipelineFailed(ContrastError):  # noqa: N818 - it is the pipeline that failed
+    """Some stages failed; the others are done. The message has one line per failed stage."""
+
+
+@dataclass(eq=False)
+class Session:
+    """What the tasks of one flow run share."""
+
+    plan: Plan
+    runner: Runner
+    board: Board
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+
+    def needs_dvc(self, stage: Stage) -> bool:
+        """Whether DVC must be asked: the stage is out of date, or a parent has new outputs."""
+        return stage.name in self.plan.changed or any(self._has_new_outputs(parent) for parent in stage.parents)
+
+    def bring_up_to_date(self, stage: Stage) -> Outcome:
+        """Have DVC run, restore or skip a stage, shown on the board. Raises StageFailed or Stopped."""
+        self.board.begin(stage.name)
+        self.failures.pop(stage.name, None)
+        log = get_run_logger()
+
+        def show(line: str) -> None:
+            log.info(line)
+            self.board.line(stage.name, line)
+
+        try:
+            return self.runner.run(stage.name, show)
+        except StageFailed as error:
+            self.failures[stage.name] = str(error)
+            self.board.end(stage.name, "failed", error.reason)
+            raise
+
+    def finish(self, stage: Stage, outcome: Outcome) -> None:
+        """Note how a stage came to be as it should be."""
+        self.outcomes[stage.name] = outcome
+        self.board.end(stage.name, outcome.value)
+
+    def _has_new_outputs(self, stage: str) -> bool:
+        if self.outcomes[stage] is Outcome.UP_TO_DATE:
+            return False
+        before = self.plan.outputs.get(stage)
+        return before is None or recorded_outputs(self.runner.project, stage) != before
+
+
+def _worth_retrying(_task: Any, _run: Any, state: State[Any]) -> bool:
+    error = state.data  # the exception itself: the engine asks before it has stored anything
+    return not isinstance(error, ContrastError) or (isinstance(error, StageFailed) and error.worth_retrying)
+
+
+@task(
+    name="stage",
+    task_run_name="{stage.name}",
+    persist_result=False,
+    cache_policy=NO_CACHE,
+    retry_delay_seconds=RETRY_DELAY,
+    retry_condition_fn=_worth_retrying,
+)
+def run_stage(stage: Stage, session: Session) -> State[str]:
+    """Bring one stage up to date."""
+    try:
+        outcome = session.bring_up_to_date(stage) if session.needs_dvc(stage) else Outcome.UP_TO_DATE
+    except Stopped as stop:
+        session.board.end(stage.name, "stopped")
+        return Cancelled(message=str(stop))
+    session.finish(stage, outcome)
+    return Completed(name=STATE_NAMES[outcome], message=f"{stage.name}: {outcome.value}", data=outcome.value)
+
+
+@flow(name="contrast", task_runner=ThreadPoolTaskRunner(), persist_result=False)
+def pipeline(experiments: list[str] | None = None, project: str = ".", jobs: int | None = None) -> dict[str, str]:
+    """Bring the stages of some or all experiments of a project up to date.
+
+    experiments: names from params.yaml; none means all. jobs: stages side by side, by default run.jobs of params.yaml.
+    Returns stage -> "ran", "restored" or "up to date". Raises PipelineFailed after the independent stages are done.
+    """
+    folder = require_project(Path(project))
+    with exclusive(folder):
+        plan = plan_run(folder, experiments or ())
+        session = Session(plan, Runner(folder, folder / LOGS), Board(stage.name for stage in plan.stages))
+        settings = RunSettings.read(folder)
+        _run_to_the_end(session, jobs or settings.jobs, settings.retries)
+    _publish(folder, plan.experiments)
+    if session.failures:
+        raise PipelineFailed("\n".join(session.failures.values()))
+    return {stage: outcome.value for stage, outcome in session.outcomes.items()}
+
+
+def _run_to_the_end(session: Session, jobs: int, retries: int) -> None:
+    with session.board:
+        try:
+            _drive(session, jobs, retries)
+        except BaseException:  # Ctrl-C, SIGTERM, a cancellation from the UI
+            session.board.say("stopping: running stages save their state (Ctrl-C again ends them at once)")
+            session.runner.stop()
+            raise
+
+
+def _drive(session: Session, jobs: int, retries: int) -> None:
+    """Submit each stage when its parents are done and one of `jobs` places is free.
+
+    Tasks that wait for their parents inside the task runner would take places from stages that could run.
+    """
+    waiting = list(session.plan.stages)
+    running: dict[PrefectFuture[Any], Stage] = {}
+    done: dict[str, PrefectFuture[Any]] = {}
+    while waiting or running:
+        ready = [stage for stage in waiting if all(parent in done for parent in stage.parents)]
+        for stage in ready[: jobs - len(running)]:
+            waiting.remove(stage)
+            parents = [done[parent] for parent in stage.parents]
+            future = run_stage.with_options(retries=retries).submit(stage, session, wait_for=parents)
+            running[future] = stage
+        finished = next(as_completed(list(running)))
+        stage = running.pop(finished)
+        finished.wait()
+        done[stage.name] = finished
+        if finished.state.name == "NotReady":
+            failed = [parent for parent in stage.parents if parent not in session.outcomes]
+            session.board.end(stage.name, "not run", f"needs {', '.join(failed)}")
+
+
+def _publish(project: Path, experiments: Sequence[str]) -> None:
+    """Show results and report among the run's artifacts in the Prefect UI."""
+    from cl_core.report.results import results_table
+
+    rows = results_table(project / "artifacts", experiments)
+    if rows:
+        create_table_artifact(rows, key="results", description=f"Results of {project.name}")
+    page = project / "artifacts" / "report" / "index.html"
+    if page.is_file():
+        create_link_artifact(page.as_uri(), link_text=str(page), key="report", description="Report, one offline page")
+
+
+def run_pipeline(project: Path, experiments: Sequence[str], jobs: int | None) -> dict[str, str]:
+    """Run the flow from the command line, tagged with this process so that a killed run can be told from a live one."""
+    crash_dead_runs()
+    with tags(*_process_tags()):
+        state = pipeline(list(experiments) or None, str(project), jobs, return_state=True)
+    outcomes: dict[str, str] = state.result()
+    return outcomes
+
+
+def crash_dead_runs(*, apply: bool = True) -> list[str]:
+    """Names of flow runs that Prefect believes running but whose process on this machine is gone.
+
+    apply: mark them Crashed, which nobody else does for runs that no worker started.
+    """
+    active = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
+    wanted = {"tags": {"all_": [f"host:{socket.gethostname()}"]}, "state": {"type": {"any_": active}}}
+    with get_client(sync_client=True) as client:
+        runs = client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate(wanted))
+        dead = [run for run in runs if not _alive(run.tags)]
+        for run in dead if apply else []:
+            client.set_flow_run_state(run.id, Crashed(message="its process is gone"), force=True)
+    return [run.name for run in dead]
+
+
+def _process_tags() -> tuple[str, str]:
+    return f"host:{socket.gethostname()}", f"process:{os.getpid()}:{int(psutil.Process().create_time())}"
+
+
+def _alive(run_tags: Sequence[str]) -> bool:
+    """Whether the process of a run exists; the start time tells it from a later one with the same number."""
+    for tag in run_tags:
+        kind, _, rest = tag.partition(":")
+        if kind == "process":
+            pid, _, created = rest.partition(":")
+            try:
+                return abs(psutil.Process(int(pid)).create_time() - int(created)) < 2
+            except psutil.NoSuchProcess:
+                return False
+    return True

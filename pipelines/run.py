@@ -1,0 +1,89 @@
+"""`contrast run`: say what is up to date, run the rest as a Prefect flow, end with the results and the report.
+
+Where nothing is out of date and no Prefect server is configured it stops there, without importing prefect.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from cl_core.errors import ContrastError
+from pipelines.board import Board
+from pipelines.dvc_repo import Outcome, Plan
+from pipelines.planning import exclusive, plan_run, require_project
+from pipelines.server import Server, configured, reach_configured, set_environment
+
+REPORT = Path("artifacts/report/index.html")
+SENTENCES = ("verdict", "protocols")  # columns of the results that read better below the table than in it
+
+
+def run(folder: Path, experiments: Sequence[str], *, jobs: int | None = None, record: bool = False) -> None:
+    """Bring a project up to date and show its results.
+
+    record: run the flow even where nothing is out of date, so that Prefect has a record of it.
+    Raises ContrastError (ConfigError for wrong settings, PipelineFailed for failed stages), KeyboardInterrupt.
+    """
+    project = require_project(folder)
+    console = Console(highlight=False)
+    with console.status("checking settings and looking for changes"), exclusive(project):
+        plan = plan_run(project, experiments)
+    failed: ContrastError | None = None
+    if plan.changed or record or configured():
+        try:
+            _run_flow(project, experiments, jobs, console)
+        except ContrastError as error:  # what the other stages gave is still worth showing
+            failed = error
+    else:
+        _say_up_to_date(plan, console)
+    _show_results(project, plan.experiments, console)
+    if failed is not None:
+        raise failed
+
+
+def _run_flow(project: Path, experiments: Sequence[str], jobs: int | None, console: Console) -> None:
+    with console.status("starting Prefect (about 15 s the first time)"):
+        server = _reach_or_start_server(project)
+        with warnings.catch_warnings():  # of Prefect's own dependencies; the user can do nothing about them
+            warnings.simplefilter("ignore")
+            from pipelines.flows import run_pipeline
+        if server is not None:  # it starts while we import
+            server.wait()
+    run_pipeline(project, experiments, jobs)
+
+
+def _reach_or_start_server(project: Path) -> Server | None:
+    """Our own server, still starting, or None where the user has one."""
+    set_environment(project)
+    if not configured():
+        return Server(project)
+    reach_configured()
+    return None
+
+
+def _say_up_to_date(plan: Plan, console: Console) -> None:
+    with Board((stage.name for stage in plan.stages), console) as board:
+        for stage in plan.stages:
+            board.end(stage.name, Outcome.UP_TO_DATE.value)
+
+
+def _show_results(project: Path, experiments: Sequence[str], console: Console) -> None:
+    from cl_core.report.results import results_table
+
+    rows = results_table(project / "artifacts", experiments)
+    if rows:
+        columns = [key for key in rows[0] if key not in SENTENCES]
+        table = Table(*columns, title="results", title_justify="left")
+        for row in rows:
+            table.add_row(*(escape(row[column]) for column in columns))
+        console.print(table)
+    for row in rows:
+        for key in SENTENCES:
+            console.print(f"[dim]{escape(row['experiment'])} {key}:[/dim] {escape(row[key])}", soft_wrap=True)
+    if (project / REPORT).is_file():
+        console.print(f"report: {escape(str(project / REPORT))}", soft_wrap=True)

@@ -1,0 +1,297 @@
+"""One function per stage: read the resolved file, call the engine, write the outputs. No maths, no Prefect, no DVC."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from pydantic import BaseModel
+
+from cl_core.assembly import build_chain, build_chains, build_method, build_view_maker
+from cl_core.data.files import read_json, sha256_bytes, sha256_file, write_json
+from cl_core.data.store import Split, Store
+from cl_core.errors import ConfigError, did_you_mean
+from cl_core.registry import Registry, load_registry
+from cl_core.resolve import RESOLVED, write_resolved
+from cl_core.types import Method
+
+DATASET = Path("artifacts/dataset")
+RUNS = Path("artifacts/runs")
+SPLITS = ("train", "validation", "test")
+
+Stop = Callable[[], bool]
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def run_stage(project: Path, stage: str, experiment: str | None, stop: Stop = lambda: False) -> None:
+    """Run one stage of a project. `stop` is polled by training; true means save and raise Interrupted.
+
+    Raises ConfigError for an unknown stage or experiment and for a stage that has not been resolved.
+    """
+    once: dict[str, Callable[[Path], None]] = {"resolve": resolve, "ingest": ingest, "report": report}
+    if stage in once:
+        once[stage](project)
+        return
+    if stage not in PER_EXPERIMENT:
+        known = [*once, *PER_EXPERIMENT]
+        raise ConfigError(f"no stage is called {stage!r}{did_you_mean(stage, known)}; stages: {', '.join(known)}")
+    if experiment is None:
+        raise ConfigError(f"stage {stage} runs per experiment; name one: contrast stage {stage} EXPERIMENT")
+    PER_EXPERIMENT[stage](Stage(project, stage, experiment, stop))
+
+
+class Stage:
+    """What a stage of an experiment works with: its resolved input, the parts, the images, its folder."""
+
+    def __init__(self, project: Path, stage: str, experiment: str, stop: Stop) -> None:
+        self.project, self.name, self.experiment, self.stop = project, stage, experiment, stop
+        self.resolved = _read_resolved(project, RESOLVED / experiment / f"{stage}.json", stage)
+        self.config: dict[str, Any] = self.resolved["config"]
+        self.registry: Registry = load_registry(self.config["block"])
+        self.store = Store.open(project / DATASET)
+        self.seed: int = self.config["seed"]
+        self.out = self.folder(stage)
+        self.out.mkdir(parents=True, exist_ok=True)
+
+    def folder(self, stage: str) -> Path:
+        """Where a stage of this experiment writes."""
+        return self.project / RUNS / self.experiment / stage
+
+    def split(self, name: str) -> Split:
+        """The images of a split; training images only as many as data.subset allows."""
+        split = self.store.split(name)
+        limit = self.config["subset"]
+        return split if name != "train" or limit is None else split.by_hash(limit)
+
+    def method(self) -> Method:
+        """The untrained method, the same each time."""
+        return build_method(self.registry, self.config, seed=self.seed)
+
+    def trained_method(self) -> Method:
+        """The method with the pretrained encoder in it."""
+        from cl_core.evaluation.features import load_representation
+
+        method = self.method()
+        load_representation(method.representation(), self.folder("pretrain") / "encoder.safetensors")
+        return method
+
+    @property
+    def yardstick_key(self) -> dict[str, Any]:
+        """What decides an untrained encoder and its input: its spec and source, the input's name, the seed."""
+        part = next(part for part in self.resolved["parts"] if part["kind"] == "encoder")
+        input_name = self.method().representation().input_name
+        return {"encoder": self.config["encoder"], "part": part, "input": input_name, "seed": self.seed}
+
+    @property
+    def data_key(self) -> dict[str, Any]:
+        """What decides images and labels, and the engine that judges them."""
+        return {
+            "dataset": self.store.digest,
+            "subset": self.config["subset"],
+            "engine": self.resolved["engine"],
+        }
+
+    @property
+    def device(self) -> torch.device:
+        """The GPU if there is one."""
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def resolve(project: Path) -> None:
+    """Bring artifacts/resolved/ up to date and say what changed."""
+    changed = write_resolved(project)
+    print(f"resolved: {len(changed)} files changed" + "".join(f"\n  {path}" for path in changed))
+
+
+def ingest(project: Path) -> None:
+    """Source -> store."""
+    from cl_core.data.ingest import SplitRule
+    from cl_core.data.ingest import ingest as run_ingest
+    from cl_core.project import build_source
+
+    config = _read_resolved(project, RESOLVED / "ingest.json", "ingest")["config"]
+    source = build_source(load_registry(config["block"]), config["source"], project)
+    run_ingest(
+        source,
+        project / DATASET,
+        size=config["size"],
+        splits=SplitRule(**config["splits"]),
+        source_spec=config["source"],
+        max_pixels=config["max_pixels"],
+        report=_say,
+    )
+
+
+def views(stage: Stage) -> None:
+    """Store -> view plan, preview, statistics, and the views themselves where they are materialised."""
+    from cl_core.data.views import write_views
+
+    config = stage.config
+    write_views(
+        build_view_maker(stage.registry, config, seed=stage.seed),
+        build_chains(stage.registry, config["chains"]),
+        stage.split("train"),
+        stage.out,
+        seed=stage.seed,
+        plan={"method": config["method"], "chains": config["chains"], "dataset": stage.store.digest},
+        preview=config["preview"],
+        materialize=config["materialize"],
+    )
+
+
+def pretrain(stage: Stage) -> None:
+    """Store and view plan -> encoder."""
+    from cl_core.config import OptimizerConfig, ScheduleConfig, TrainConfig
+    from cl_core.data.views import MaterializedViews
+    from cl_core.training.tracking import Observers
+    from cl_core.training.trainer import pretrain as run_pretrain
+
+    config = stage.config
+    trackers = [stage.registry.build("tracker", spec["name"], spec["options"]) for spec in config["trackers"]]
+    plan = stage.folder("views") / "plan.json"
+    scratch = stage.project / ".contrast"
+    fingerprint = _fingerprint(stage.resolved, stage.store.digest, sha256_file(plan))
+    run_pretrain(
+        stage.method(),
+        stage.split("train"),
+        optimizer=_section(OptimizerConfig, config["optimizer"]),
+        schedule=_section(ScheduleConfig, config["schedule"]),
+        train=_section(TrainConfig, config["train"]),
+        seed=stage.seed,
+        out=stage.out,
+        checkpoints=scratch / "checkpoints" / f"pretrain@{stage.experiment}" / fingerprint,
+        card={"experiment": stage.experiment, "dataset": stage.store.digest, "resolved": stage.resolved},
+        observers=Observers(stage.registry.manager.hook, trackers),
+        validation=stage.split("validation"),
+        materialized=MaterializedViews.open(stage.folder("views")),
+        decisions=scratch / "decisions.json",
+        stop=stage.stop,
+    )
+
+
+def embed(stage: Stage) -> None:
+    """Encoder -> features of every stage, for train, validation and test."""
+    from cl_core.evaluation.features import extract
+
+    representation = stage.trained_method().representation().to(stage.device)
+    summary: dict[str, Any] = {"input": representation.input_name, "splits": {}}
+    for name in SPLITS:
+        features = extract(
+            representation,
+            stage.split(name),
+            max_values=stage.config["max_values"],
+            batch_size=stage.config["batch_size"],
+            device=stage.device,
+        )
+        features.save(stage.out / f"{name}.safetensors")
+        summary["splits"][name] = len(features)
+        summary["stages"] = features.dims
+        _say(f"{len(features)} {name} images, values per stage: {features.dims}")
+    write_json(stage.out / "embed.json", summary)
+
+
+def linear_eval(stage: Stage) -> None:
+    """Features -> per-stage linear probe and kNN, beside the random-init and raw-pixel yardsticks."""
+    from cl_core.config import KnnConfig, LinearConfig
+    from cl_core.evaluation.features import Features
+    from cl_core.evaluation.linear import linear_eval as run_linear_eval
+    from cl_core.evaluation.yardsticks import Yardsticks, linear_baselines
+
+    linear, knn = _section(LinearConfig, stage.config["linear"]), _section(KnnConfig, stage.config["knn"])
+
+    def baselines() -> Mapping[str, Any]:
+        return linear_baselines(
+            Yardsticks(stage.project / ".contrast" / "yardsticks"),
+            data_key=stage.data_key,
+            encoder_key=stage.yardstick_key,
+            representation=lambda: stage.method().representation().to(stage.device),
+            split=stage.split,
+            classes=stage.store.classes,
+            linear=linear,
+            knn=knn,
+            batch_size=stage.config["batch_size"],
+            device=stage.device,
+            report=_say,
+        )
+
+    result = run_linear_eval(
+        lambda name: Features.load(stage.folder("embed") / f"{name}.safetensors"),
+        classes=stage.store.classes,
+        linear=linear,
+        knn=knn,
+        baselines=baselines,
+        device=stage.device,
+        report=_say,
+    )
+    result.save_predictions(stage.out / "predictions.safetensors")
+    write_json(stage.out / "metrics.json", result.metrics)
+
+
+def finetune(stage: Stage) -> None:
+    """Encoder and few labels -> label-efficiency curve, beside training from scratch and a probe on the untrained."""
+    from cl_core.config import FinetuneConfig, LinearConfig
+    from cl_core.evaluation.finetune import finetune as run_finetune
+    from cl_core.evaluation.yardsticks import Yardsticks
+
+    metrics = run_finetune(
+        lambda: stage.trained_method().fine_tune_model(),
+        lambda: stage.method().fine_tune_model(),
+        stage.split,
+        stage.store.classes,
+        augment=build_chain(stage.registry, stage.config["augment"]),
+        settings=_section(FinetuneConfig, stage.config["finetune"]),
+        linear=_section(LinearConfig, stage.config["linear"]),
+        seed=stage.seed,
+        yardsticks=Yardsticks(stage.project / ".contrast" / "yardsticks"),
+        yardstick_key={**stage.data_key, **stage.yardstick_key, "augment": stage.config["augment"]},
+        batch_size=stage.config["batch_size"],
+        device=stage.device,
+        report=_say,
+    )
+    write_json(stage.out / "metrics.json", metrics)
+
+
+def report(project: Path) -> None:
+    """All runs -> one page."""
+    from cl_core.report.page import write_report
+
+    config = _read_resolved(project, RESOLVED / "report.json", "report")["config"]
+    artifacts = project / "artifacts"
+    page = write_report(
+        artifacts, artifacts / "report" / "index.html", experiments=list(config["experiments"]), title=config["title"]
+    )
+    _say(f"wrote {page.relative_to(project)}")
+
+
+PER_EXPERIMENT: dict[str, Callable[[Stage], None]] = {
+    "views": views,
+    "pretrain": pretrain,
+    "embed": embed,
+    "linear_eval": linear_eval,
+    "finetune": finetune,
+}
+
+
+def _read_resolved(project: Path, path: Path, stage: str) -> dict[str, Any]:
+    if not (project / path).is_file():
+        raise ConfigError(
+            f"stage {stage} has not been resolved ({path} is missing); run `contrast stage resolve` first"
+        )
+    resolved: dict[str, Any] = read_json(project / path)
+    return resolved
+
+
+def _section(model: type[Model], values: Mapping[str, Any]) -> Model:
+    return model.model_validate_json(json.dumps(values))
+
+
+def _fingerprint(*parts: Any) -> str:
+    """Names the checkpoints of a run: same input, same folder; anything else starts afresh."""
+    return sha256_bytes(json.dumps(parts, sort_keys=True).encode())[:16]
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
