@@ -6,6 +6,8 @@ when it ends. Only shows; decides nothing. Safe to call from several threads.
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 import time
 from collections.abc import Iterable
@@ -30,6 +32,18 @@ STYLES = {
 }
 
 
+class Terminal(Console):
+    """Standard output; when its reader has gone (`contrast run | head`) it falls silent and the work goes on."""
+
+    def __init__(self) -> None:
+        super().__init__(highlight=False)
+
+    def on_broken_pipe(self) -> None:
+        """Instead of ending the process, which is what rich does."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 @dataclass
 class Row:
     """What is shown of one stage."""
@@ -52,7 +66,7 @@ class Board:
 
     def __init__(self, stages: Iterable[str], console: Console | None = None) -> None:
         self.rows = {stage: Row() for stage in stages}
-        self._console = console or Console(highlight=False)
+        self._console = console or Terminal()
         self._lock = threading.Lock()
         self._live = Live(console=self._console, get_renderable=self._table, refresh_per_second=4)
 

@@ -9,12 +9,13 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from cl_core.errors import ContrastError
-from pipelines.board import Board
+from pipelines.board import Board, Terminal
 from pipelines.dvc_repo import Outcome, Plan
 from pipelines.planning import exclusive, plan_run, require_project
 from pipelines.server import Server, configured, reach_configured, set_environment
@@ -30,7 +31,7 @@ def run(folder: Path, experiments: Sequence[str], *, jobs: int | None = None, re
     Raises ContrastError (ConfigError for wrong settings, PipelineFailed for failed stages), KeyboardInterrupt.
     """
     project = require_project(folder)
-    console = Console(highlight=False)
+    console = Terminal()
     with console.status("checking settings and looking for changes"), exclusive(project):
         plan = plan_run(project, experiments)
     failed: ContrastError | None = None
@@ -78,7 +79,7 @@ def _show_results(project: Path, experiments: Sequence[str], console: Console) -
     rows = results_table(project / "artifacts", experiments)
     if rows:
         columns = [key for key in rows[0] if key not in SENTENCES]
-        table = Table(*columns, title="results", title_justify="left")
+        table = Table(*columns, title="results", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
         for row in rows:
             table.add_row(*(escape(row[column]) for column in columns))
         console.print(table)

@@ -45,7 +45,10 @@ def reach_configured(timeout: float = 5.0) -> None:
 
 
 def set_environment(project: Path) -> None:
-    """Keep Prefect's state in the project, its telemetry off and its console silent; the user's settings win."""
+    """Keep Prefect's state in the project, its telemetry off and its console silent; the environment's settings win.
+
+    With a home of its own Prefect does not see the user's profiles: a server's key comes from PREFECT_API_KEY.
+    """
     home = project / HOME
     home.mkdir(parents=True, exist_ok=True)
     defaults = {

@@ -32,7 +32,9 @@ def digest(path: Path) -> str:
 def clone(source: Path, target: Path) -> Path:
     """What git would carry: the project's files without state, cache and results."""
     ignored = shutil.ignore_patterns(".contrast", "artifacts", "cache", "tmp", ".git")
-    return Path(shutil.copytree(source, target, ignore=ignored))
+    copy = Path(shutil.copytree(source, target, ignore=ignored))
+    subprocess.run(["git", "init", "--quiet"], cwd=copy, check=True)
+    return copy
 
 
 @pytest.fixture(scope="module")

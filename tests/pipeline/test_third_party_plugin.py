@@ -17,7 +17,7 @@ CHAIN = "views:\n  chains:\n    augment:\n      - {name: solarize_range, lowest:
 def environment(tmp_path_factory):
     """A new virtual environment that sees everything of this one, so that only the plugin is installed."""
     folder = tmp_path_factory.mktemp("environment") / "venv"
-    subprocess.run([sys.executable, "-m", "venv", "--system-site-packages", folder], check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--system-site-packages", "--without-pip", folder], check=True)
     python = folder / "bin" / "python"
     where = [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
     site = subprocess.run(where, capture_output=True, text=True, check=True)
