@@ -130,11 +130,14 @@ def digits_settings() -> dict[str, object]:
         "batch": 256,
         "batch_why": "of 1,258 training images; all others of the batch are what a view is told from",
         "evaluation": """\
+  linear:
+    l2: [1e-4, 1e-3, 1e-2]  # penalties tried; a longer grid is slower
   knn:
     k: 20  # neighbours of about 126 images per class; the protocol's 200 suits larger sets
   finetune:
     recipe: {name: crop-flip, min_scale: 0.4, flip: 0.0}  # mirrored digits are other digits
     batch_size: 64  # a tenth of the labels are 120
+    lr: [0.5]  # a grid costs one run per rate, subset and competitor
     max_steps: 100  # per fine-tuning run; enough for so few images""",
         "train": """\
   precision: fp32  # fixed, so that every machine does the same; `auto` takes what is fastest here
