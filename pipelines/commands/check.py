@@ -6,9 +6,11 @@ from pathlib import Path
 
 import click
 
+from pipelines.options import project_option
+
 
 @click.command(help="Validate params.yaml, the experiments, every part and the data path, without running a stage.")
-@click.option("--project", default=".", type=click.Path(path_type=Path), help="Project folder.")
+@project_option
 def command(project: Path) -> None:
     """Report every problem of the project together, or what a run would do."""
     from cl_core.check import check_project

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import click
 
+from pipelines.options import project_option
+
 FOLDER = Path(".contrast/schema")
 
 
 @click.command(help="Write JSON Schemas of params.yaml and experiments/*.yaml, with the installed plugins' options.")
-@click.option("--project", default=".", type=click.Path(path_type=Path), help="Project folder.")
+@project_option
 def command(project: Path) -> None:
     """Editors with a YAML language server then complete and check the files while one types."""
     from cl_core.data.files import write_json
