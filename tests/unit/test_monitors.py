@@ -12,16 +12,6 @@ from cl_core.measures.diagnostics import collapse_figures
 from cl_core.types import RunInfo
 from plugins import monitors
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Networks this small only wait for a second thread, for long where the cores are busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 HEALTHY = {"feature_std": 1.0, "effective_rank": 40.0}
 FLAT = {"feature_std": 0.05, "effective_rank": 40.0}
 LINE = {"feature_std": 1.0, "effective_rank": 1.2}

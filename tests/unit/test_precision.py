@@ -25,15 +25,6 @@ CPU = torch.device("cpu")
 FP32, FP32_LAST, BF16, BF16_LAST = choices(TrainConfig())
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Networks this small only wait for a second thread, for long where the cores are busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def attempt_of(outcomes, tried=None):
     """An attempt whose steps raise what `outcomes` says of a choice, or else do nothing."""
 
