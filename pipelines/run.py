@@ -9,10 +9,8 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from cl_core.errors import ContrastError
 from pipelines.board import Board, Terminal
@@ -21,7 +19,6 @@ from pipelines.planning import exclusive, plan_run, require_project
 from pipelines.server import Server, configured, reach_configured, set_environment
 
 REPORT = Path("artifacts/report/index.html")
-SENTENCES = ("verdict", "protocols")  # columns of the results that read better below the table than in it
 
 
 def run(folder: Path, experiments: Sequence[str], *, jobs: int | None = None, record: bool = False) -> None:
@@ -74,17 +71,8 @@ def _say_up_to_date(plan: Plan, console: Console) -> None:
 
 
 def _show_results(project: Path, experiments: Sequence[str], console: Console) -> None:
-    from cl_core.report.results import results_table
+    from pipelines.summary import print_results  # imports more than the first line on the terminal may wait for
 
-    rows = results_table(project / "artifacts", experiments)
-    if rows:
-        columns = [key for key in rows[0] if key not in SENTENCES]
-        table = Table(*columns, title="results", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-        for row in rows:
-            table.add_row(*(escape(row[column]) for column in columns))
-        console.print(table)
-    for row in rows:
-        for key in SENTENCES:
-            console.print(f"[dim]{escape(row['experiment'])} {key}:[/dim] {escape(row[key])}", soft_wrap=True)
+    print_results(project / "artifacts", experiments, console)
     if (project / REPORT).is_file():
         console.print(f"report: {escape(str(project / REPORT))}", soft_wrap=True)

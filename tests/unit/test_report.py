@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import html
+import io
 import json
 import re
 import shutil
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from safetensors.torch import save_file
 
 from cl_core.data.files import sha256_file, write_json
@@ -29,6 +31,7 @@ from cl_core.report.page import write_report
 from cl_core.report.plots import label_plot, profiles
 from cl_core.report.results import results_table, tables, verdict
 from cl_core.report.retrieval import choose_queries, nearest, retrieve
+from pipelines.summary import print_results
 
 SIZE = 12
 CLASSES = ["zero", "one & two", "<script>alert('class')</script>"]
@@ -410,6 +413,20 @@ def test_results_table_has_one_row_per_group_and_says_what_is_missing(project: P
         == "linear_eval skipped: the dataset has no labels; finetune skipped: the dataset has no labels"
     )
     assert rows[3]["verdict"].endswith("run `contrast run jigsaw`")
+
+
+def test_terminal_summary_puts_experiments_beside_their_yardsticks_in_80_columns(project: Path) -> None:
+    terminal = io.StringIO()
+    print_results(project, EXPERIMENTS, Console(file=terminal, width=80))
+    lines = [line.strip() for line in terminal.getvalue().splitlines()]
+    cells = [re.split(r"\s{2,}", line) for line in lines]
+    assert ["byol", "51.0 (49.0 to 53.0)", "stage2", "48.0", "31.0", "41.0", "56.0"] in cells
+    assert ["random init", "50.0", "40.0", "38.0", "43.0", "50.5"] in cells
+    sentence = "byol: is not told apart from random init by its 95 % interval: +1.0 points (linear), +8.0 (kNN)"
+    assert any(line.startswith(sentence) for line in lines)
+    assert "unlabelled: linear_eval skipped: the dataset has no labels" in lines
+    assert max(map(len, lines[: lines.index("1 %, 10 %, 100 %: fine-tuned with that share of the labels")])) <= 80
+    assert "\u2026" not in terminal.getvalue()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,61 @@
+"""What `contrast run` ends with on the terminal: one table per protocol, yardsticks included, and what it means.
+
+The rows of the report, cut to fit 80 columns: only the linear probe keeps its interval, or its deviation over seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table as Grid
+
+from cl_core.report.collect import collect
+from cl_core.report.groups import NONE, group_seeds, percent, share_name
+from cl_core.report.results import Row, Table, remarks, tables, verdict
+
+
+def print_results(artifacts: Path, experiments: Sequence[str], console: Console) -> None:
+    """Print tables, verdicts and what is missing of these experiments. Raises DataError for a damaged file."""
+    collected = collect(artifacts, experiments, timing=False)
+    groups = group_seeds(collected)
+    for table in tables(groups):
+        console.print(_grid(table))
+    for group in groups:
+        judged = verdict(group)
+        if judged.state != "unknown":
+            _remark(group.label, judged.text, console)
+    for experiment in collected:
+        for line in remarks(experiment):
+            _remark(experiment.name, line, console)
+
+
+def _remark(name: str, text: str, console: Console) -> None:
+    console.print(f"[dim]{escape(name)}:[/dim] {escape(text)}", soft_wrap=True)
+
+
+def _grid(table: Table) -> Grid:
+    grid = Grid(title="top-1 accuracy, %", title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    grid.add_column("", min_width=12)
+    for heading in ("linear", "stage", "kNN", *(share_name(fraction) for fraction, _ in table.fractions)):
+        grid.add_column(heading, justify="left" if heading == "stage" else "right", no_wrap=True)
+    for row in table.rows:
+        grid.add_row(*(escape(cell) for cell in _cells(row)))
+    for row in table.yardsticks:
+        grid.add_row(*(escape(cell) for cell in _cells(row)), style="dim")
+    grid.caption = ", ".join(table.protocols)
+    if table.fractions:
+        shares = ", ".join(share_name(fraction) for fraction, _ in table.fractions)
+        grid.caption += f"\n{shares}: fine-tuned with that share of the labels"
+    grid.caption_justify = "left"
+    return grid
+
+
+def _cells(row: Row) -> Iterator[str]:
+    yield f"{row.label}, {row.note}" if row.group and row.note else row.label
+    yield NONE if row.linear is None else str(row.linear)
+    yield "" if row.group is None else row.group.best_stage
+    yield from (NONE if measured is None else percent(measured.mean) for measured in (row.knn, *row.finetune))
