@@ -67,10 +67,14 @@ def test_dvc_reads_a_new_project_with_one_stage_per_experiment(digits):
     assert sorted(names) == sorted(["ingest", *per_experiment, "report"])
 
 
+PROJECTS = [ROOT, *sorted(path.parent for path in ROOT.glob("benchmarks/*/params.yaml"))]
+
+
+@pytest.mark.parametrize("folder", PROJECTS, ids=lambda folder: folder.name)
 @pytest.mark.parametrize("path", STATIC)
-def test_the_repository_s_own_root_is_such_a_project(digits, path):
-    folder, _ = digits
-    assert (ROOT / path).read_bytes() == (folder / path).read_bytes() == (TEMPLATES / STATIC[path]).read_bytes()
+def test_the_projects_of_this_repository_have_the_files_of_a_new_one(digits, folder, path):
+    created, _ = digits
+    assert (folder / path).read_bytes() == (created / path).read_bytes() == (TEMPLATES / STATIC[path]).read_bytes()
 
 
 def test_every_setting_is_explained_by_a_comment(digits):
