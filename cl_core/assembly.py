@@ -33,7 +33,16 @@ def build_chain(registry: Registry, specs: Sequence[Spec]) -> Chain:
 
 
 def build_encoder(registry: Registry, spec: Spec, *, seed: int, **overrides: Any) -> nn.Module:
-    """The encoder with initial weights drawn from the seed. `overrides` are arguments such as `in_channels`."""
+    """The encoder with initial weights drawn from the seed.
+
+    overrides: `in_channels` or `width_mult`. Raises ConfigError where the encoder's factory does not take one of them.
+    """
+    unknown = [argument for argument in overrides if argument not in registry.get("encoder", spec["name"]).parameters]
+    if unknown:
+        raise ConfigError(
+            f"encoder {spec['name']!r} takes no {' and no '.join(unknown)}, which the method needs; choose an encoder "
+            f"whose factory does (docs/plugins.md names them)"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(mix(seed, _ENCODER_STREAM))
         encoder: nn.Module = registry.build("encoder", spec["name"], spec["options"], **overrides)
@@ -43,7 +52,8 @@ def build_encoder(registry: Registry, spec: Spec, *, seed: int, **overrides: Any
 def build_method(registry: Registry, experiment: Mapping[str, Any], *, seed: int) -> Method:
     """The method of a resolved experiment, untrained.
 
-    experiment: the keys method, encoder, loss (or None) and chains. Raises ConfigError where a part is wrong.
+    experiment: the keys method, encoder, loss (or None), chains and image_size. Raises ConfigError where a part is
+    wrong.
     """
     spec, loss = experiment["encoder"], experiment["loss"]
 
@@ -108,6 +118,7 @@ def _method(
             encoder=encoder,
             encoder_factory=encoder_factory,
             loss=loss,
+            image_size=experiment["image_size"],
             **chains,
         )
     return method

@@ -38,8 +38,9 @@ def _fingerprint(project: Project) -> dict[str, Any]:
 
 def _build(project: Project, experiment: Experiment) -> None:
     parts = {"method": experiment.method, "encoder": experiment.encoder, "loss": experiment.loss}
+    inputs = {"chains": experiment.chains, "image_size": project.params.data.size}
     with torch.device("meta"):
-        build_method(project.registry, {**parts, "chains": experiment.chains}, seed=experiment.seed)
+        build_method(project.registry, {**parts, **inputs}, seed=experiment.seed)
 
 
 def _summary(experiment: Experiment) -> str:

@@ -55,7 +55,8 @@ def register_encoders() -> Factories:  # type: ignore[empty-body]
     """Return {name: factory} of nn.Modules with `forward(images) -> (N, D)`, an int `out_dim` == D and
     `stages(images) -> {stage: (N, C, H, W) or (N, C)}`, early to late.
 
-    The factory gets `in_channels` (int) from the pipeline if it asks for it; every other keyword is an option.
+    The factory gets `in_channels` (int, default 3) and `width_mult` (float, default 1: scales the channels of every
+    layer) from methods that need other input or a narrower net, if it asks for them; other keywords are options.
     """
 
 
@@ -71,7 +72,8 @@ def register_losses() -> Factories:  # type: ignore[empty-body]
 def register_methods() -> Factories:  # type: ignore[empty-body]
     """Return {name: Method subclass}.
 
-    A method asks for parts by argument name: `encoder`, `encoder_factory`, `loss`, and `augment` or any `augment_*`.
+    A method asks for parts by argument name: `encoder`, or `encoder_factory(*, in_channels=3, width_mult=1.0)` where it
+    needs other nets than that; `loss`; `augment` or any `augment_*`; `image_size`, the side of the images in pixels.
     Every other keyword is an option.
     """
 

@@ -97,6 +97,7 @@ def _stage(project: Project, experiment: Experiment, stage: str) -> dict[str, An
         "seed": experiment.seed,
         "subset": project.params.data.subset,
         "block": project.params.plugins.block,
+        "image_size": project.params.data.size,
         "method": experiment.method,
         "chains": experiment.chains,
     }

@@ -16,20 +16,20 @@ from cl_core.errors import ConfigError
 from cl_core.types import Encoder
 
 
-def resnet8(*, width: PositiveInt = 16, in_channels: int = 3) -> CifarResNet:
+def resnet8(*, width: PositiveInt = 16, in_channels: int = 3, width_mult: float = 1.0) -> CifarResNet:
     """ResNet-8 for small images (He et al. 2016, section 4.2, n=1): 75 thousand parameters at width 16.
 
     width: channels of the first stage; the features have 4 * width.
     """
-    return CifarResNet(8, width=width, in_channels=in_channels)
+    return CifarResNet(8, width=max(1, round(width * width_mult)), in_channels=in_channels)
 
 
-def resnet20(*, width: PositiveInt = 16, in_channels: int = 3) -> CifarResNet:
+def resnet20(*, width: PositiveInt = 16, in_channels: int = 3, width_mult: float = 1.0) -> CifarResNet:
     """ResNet-20 for small images (He et al. 2016, section 4.2, n=3): 0.27 million parameters at width 16.
 
     width: channels of the first stage; the features have 4 * width.
     """
-    return CifarResNet(20, width=width, in_channels=in_channels)
+    return CifarResNet(20, width=max(1, round(width * width_mult)), in_channels=in_channels)
 
 
 class CifarResNet(Encoder):

@@ -7,7 +7,6 @@ is not success here, a constant output gives 0; watch the collapse figures and t
 from __future__ import annotations
 
 import copy
-import math
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from cl_core.data.sampling import SampleRng
 from cl_core.heads import mlp
 from cl_core.types import Augmentation, Method, Momentum, StepOutput, Views
+from plugins.methods.ema import momentum_at, move_average
 
 
 class BYOL(Method):
@@ -85,15 +85,3 @@ def regression_loss(prediction: Tensor, target: Tensor) -> Tensor:
     with torch.autocast(prediction.device.type, enabled=False):
         cosine = F.cosine_similarity(prediction.float(), target.float(), dim=1)
     return (2 - 2 * cosine).mean()
-
-
-def momentum_at(progress: float, base: float) -> float:
-    """tau = 1 - (1 - base) (cos(pi progress) + 1) / 2: base at 0, (1 + base) / 2 halfway, 1 at the end."""
-    return 1 - (1 - base) * (math.cos(math.pi * progress) + 1) / 2
-
-
-@torch.no_grad()
-def move_average(target: nn.Module, online: nn.Module, momentum: float) -> None:
-    """target <- momentum * target + (1 - momentum) * online, parameters only; exact at momentum 0 and 1."""
-    for average, source in zip(target.parameters(), online.parameters(), strict=True):
-        average.lerp_(source, 1 - momentum)

@@ -85,8 +85,8 @@ def test_method(entry):
 
     flip = REGISTRY.build("augmentation", "horizontal_flip", {})
     chains = {name: Chain([("horizontal_flip", flip)]) for name in entry.parts if name.startswith("augment")}
-    method = build(entry, encoder=encoder_factory(), encoder_factory=encoder_factory, loss=NTXent(), **chains)
-    check_method(method)
+    parts = {"encoder": encoder_factory(), "encoder_factory": encoder_factory, "loss": NTXent(), "image_size": 32}
+    check_method(build(entry, **parts, **chains))
 
 
 @parts("method")
@@ -101,7 +101,8 @@ def test_the_views_of_a_method_do_not_depend_on_its_encoder(entry):
     for encoder in (PixelEncoder(), resnet8(width=4)):
         torch.manual_seed(0)
         chains = {name: Chain([]) for name in entry.parts if name.startswith("augment")}
-        method = build(entry, encoder=encoder, encoder_factory=lambda e=encoder, **_: e, loss=NTXent(), **chains)
+        parts = {"encoder": encoder, "encoder_factory": lambda e=encoder, **_: e, "loss": NTXent(), "image_size": 32}
+        method = build(entry, **parts, **chains)
         views.append(method.make_views(images, SampleRng(0, 0, rows)).images)
     assert all(torch.equal(a, b) for a, b in zip(*views, strict=True))
 

@@ -14,7 +14,8 @@ from cl_core.data.sampling import SampleRng
 from cl_core.types import Views
 from plugins.encoders import resnet8
 from plugins.methods import BYOL
-from plugins.methods.byol import momentum_at, move_average, regression_loss
+from plugins.methods.byol import regression_loss
+from plugins.methods.ema import momentum_at, move_average
 
 WIDTHS = {"hidden_dim": 12, "out_dim": 8, "predictor_hidden": 10}
 

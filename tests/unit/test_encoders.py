@@ -17,7 +17,9 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision import models
 
+from cl_core.assembly import build_encoder
 from cl_core.errors import ConfigError
+from cl_core.registry import load_registry
 from cl_core.types import global_average
 from plugins.encoders import CifarResNet, TimmEncoder, resnet8, resnet18, resnet20, resnet50
 from plugins.encoders.cifar_resnet import BasicBlock
@@ -218,6 +220,15 @@ def test_zero_init_residual_makes_every_block_start_as_its_shortcut():
 def test_encoders_take_other_numbers_of_channels(encoder):
     encoder = encoder(in_channels=1).eval()
     assert encoder(random_images(2, 32, channels=1)).shape == (2, encoder.out_dim)
+
+
+def test_a_narrower_net_is_asked_for_by_a_factor_and_refused_where_the_encoder_has_none():
+    registry, spec = load_registry(), {"name": "resnet8", "options": {"width": 16}}
+    half = build_encoder(registry, spec, seed=0, width_mult=0.5, in_channels=2)
+    assert half.out_dim == 32
+    assert half.conv1.weight.shape[:2] == (8, 2)
+    with pytest.raises(ConfigError, match="'timm' takes no width_mult"):
+        build_encoder(registry, {"name": "timm", "options": {"model": "test_resnet"}}, seed=0, width_mult=0.5)
 
 
 @torch.no_grad()
