@@ -98,6 +98,10 @@ class PixelEncoder(Encoder):
         """The image itself is the only stage."""
         return {"pixels": images}
 
+    def blocks(self) -> dict[str, nn.Module]:
+        """Nothing happens to the image."""
+        return {"pixels": nn.Identity()}
+
 
 def _no_loss(*embeddings: Tensor) -> Tensor:
     return torch.stack([embedding.mean() for embedding in embeddings]).mean()

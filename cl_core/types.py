@@ -106,7 +106,9 @@ class StepOutput:
 class Encoder(nn.Module, ABC):
     """What the pipeline asks of an encoder; any module with these members will do, this base is a convenience.
 
-    out_dim: D, the width of `forward`'s output.
+    out_dim: D, the width of `forward`'s output. An encoder whose stages follow one another may also offer
+    `blocks() -> {stage: module}`, the module that leads to each stage from the one before; methods that train stage by
+    stage need it.
     """
 
     out_dim: int
@@ -118,6 +120,14 @@ class Encoder(nn.Module, ABC):
     @abstractmethod
     def stages(self, images: Tensor) -> dict[str, Tensor]:
         """images (N, C, H, W) -> {stage: map (N, C_s, H_s, W_s) or average of tokens (N, C_s)}, early to late."""
+
+
+def run_blocks(blocks: Mapping[str, nn.Module], images: Tensor) -> dict[str, Tensor]:
+    """What every block makes of the output of the one before it; the first gets the images."""
+    outputs, features = {}, images
+    for stage, block in blocks.items():
+        features = outputs[stage] = block(features)
+    return outputs
 
 
 class Representation(nn.Module):
@@ -168,12 +178,14 @@ class ParamGroup:
     """Parameters that the optimiser treats alike.
 
     decay: weight decay applies. adapt: LARS scales the step by the layer's norm. lr_mult: factor on the learning rate.
+    constant_lr: the learning rate stays at its peak after the warm-up.
     """
 
     params: list[nn.Parameter]
     decay: bool = True
     adapt: bool = True
     lr_mult: float = 1.0
+    constant_lr: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,10 +202,14 @@ class Method(nn.Module, ABC):
 
     It never knows dataset, paths, optimiser, precision, epochs or ranks. All that resume needs (EMA networks, queues,
     tables) is in its `state_dict`. `forward` is pure with respect to that state, batch-norm statistics excepted.
+
+    encoder: what is trained and kept. uses_labels: views come with class labels. lr_restarts: shares of the run, in
+    (0, 1) and ascending, at which the learning rate starts anew from its peak, for methods that train in phases.
     """
 
     encoder: nn.Module
     uses_labels: bool = False
+    lr_restarts: tuple[float, ...] = ()
 
     @abstractmethod
     def make_views(self, images: Tensor, rng: SampleRng) -> Views:

@@ -250,7 +250,7 @@ def _train(classifier: nn.Module, rows: np.ndarray, task: Task, *, lr: float, st
             with torch.autocast(task.device.type, torch.bfloat16, enabled=task.precision == "bf16"):
                 logits = classifier(images)
             loss = cross_entropy(logits.float(), labels[picked].to(task.device))
-            set_lr(optimizer, schedule.lr_at(step))
+            set_lr(optimizer, schedule, step)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -22,21 +23,26 @@ class Schedule:
     """The learning rate of every step, before a group's multiplier.
 
     peak_lr: after the scaling rule; the number the optimiser sees. final_share: what is left of it at the end.
+    restarts: shares of the run at which the cosine starts anew, for methods that train in phases.
     """
 
     peak_lr: float
     warmup_steps: int
     total_steps: int
     final_share: float = 0.0
+    restarts: tuple[float, ...] = ()
 
     @classmethod
-    def of(cls, config: ScheduleConfig, peak_lr: float, steps_per_epoch: int) -> Schedule:
+    def of(
+        cls, config: ScheduleConfig, peak_lr: float, steps_per_epoch: int, restarts: tuple[float, ...] = ()
+    ) -> Schedule:
         """The schedule in steps of a configuration in epochs."""
         return cls(
             peak_lr=peak_lr,
             warmup_steps=round(config.warmup_epochs * steps_per_epoch),
             total_steps=config.epochs * steps_per_epoch,
             final_share=config.final_lr,
+            restarts=restarts,
         )
 
     def lr_at(self, step: int) -> float:
@@ -45,10 +51,16 @@ class Schedule:
         The warm-up starts above zero (a step at rate 0 would be wasted) and reaches the peak at step `warmup_steps`.
         """
         if step < self.warmup_steps:
-            return self.peak_lr * (step + 1) / (self.warmup_steps + 1)
-        done = min((step - self.warmup_steps) / max(self.total_steps - self.warmup_steps, 1), 1.0)
+            return self.level_at(step)
+        edges = [self.warmup_steps, *(round(share * self.total_steps) for share in self.restarts), self.total_steps]
+        begin, end = next(((a, b) for a, b in pairwise(edges) if step < b), edges[-2:])
+        done = min((step - begin) / max(end - begin, 1), 1.0)
         cosine = (1 + math.cos(math.pi * done)) / 2
         return self.peak_lr * (self.final_share + (1 - self.final_share) * cosine)
+
+    def level_at(self, step: int) -> float:
+        """The rate without its decay: warm-up, then the peak to the end. step: from 0. Pure."""
+        return self.peak_lr * min((step + 1) / (self.warmup_steps + 1), 1.0)
 
 
 def build_optimizer(groups: Sequence[ParamGroup], config: OptimizerConfig, batch_size: int) -> torch.optim.Optimizer:
@@ -73,11 +85,12 @@ def build_optimizer(groups: Sequence[ParamGroup], config: OptimizerConfig, batch
     return torch.optim.SGD(tensors, lr=lr, momentum=config.momentum, nesterov=config.nesterov)
 
 
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every group the learning rate times its own multiplier."""
+def set_lr(optimizer: torch.optim.Optimizer, schedule: Schedule, step: int) -> None:
+    """Give every group the learning rate of a step, counted from 0, times its own multiplier."""
+    decayed, level = schedule.lr_at(step), schedule.level_at(step)
     for group in optimizer.param_groups:
-        group["lr"] = lr * group["lr_mult"]
+        group["lr"] = (level if group["constant_lr"] else decayed) * group["lr_mult"]
 
 
 def _group(group: ParamGroup, **options: float | bool) -> dict[str, Any]:
-    return {"params": group.params, "lr_mult": group.lr_mult, **options}
+    return {"params": group.params, "lr_mult": group.lr_mult, "constant_lr": group.constant_lr, **options}

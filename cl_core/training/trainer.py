@@ -62,7 +62,8 @@ class Run:
     @property
     def rates(self) -> Schedule:
         """The learning rate of every step."""
-        return Schedule.of(self.schedule, self.optimizer.peak_lr(self.train.batch_size), self.steps_per_epoch)
+        peak = self.optimizer.peak_lr(self.train.batch_size)
+        return Schedule.of(self.schedule, peak, self.steps_per_epoch, self.method.lr_restarts)
 
     def loader(self, start: int, stop: int) -> Loader:
         """The batches of these steps. Raises DataError where the split cannot fill a batch."""

@@ -52,7 +52,7 @@ class Updater:
         self.fabric.backward(output.loss)
         if self._clip is not None:
             torch.nn.utils.clip_grad_norm_(self.method.parameters(), self._clip)
-        set_lr(self.optimizer, lr)
+        set_lr(self.optimizer, self._schedule, step)
         self.optimizer.step()
         self.method.after_update((step + 1) / self._schedule.total_steps)
         return output

@@ -47,6 +47,14 @@ def test_schedule_of_a_configuration_counts_in_steps():
     assert schedule == Schedule(peak_lr=0.3, warmup_steps=4, total_steps=70, final_share=0.01)
 
 
+def test_schedule_with_restarts_falls_from_the_peak_in_every_phase():
+    schedule = Schedule(peak_lr=1.0, warmup_steps=2, total_steps=20, restarts=(0.5, 0.8))
+    rates = [schedule.lr_at(step) for step in range(20)]
+    assert [step for step, rate in enumerate(rates) if rate == 1.0] == [2, 10, 16]
+    assert rates[13] == pytest.approx(0.5)  # halfway through the second phase
+    assert rates[10:16] == sorted(rates[10:16], reverse=True)
+
+
 @pytest.mark.parametrize(("rule", "expected"), [("linear", 0.6), ("sqrt", 0.3 * 2**0.5)])
 def test_learning_rate_rule_sets_the_rate_of_every_group(rule, expected):
     config = OptimizerConfig(lr=LrRule(base=0.3, per=256, rule=rule))
@@ -58,8 +66,23 @@ def test_multiplier_scales_the_rate_of_its_group_alone():
     slow, fast = parameters((2, 2), (2, 2))
     groups = [ParamGroup(params=[slow]), ParamGroup(params=[fast], lr_mult=10.0)]
     optimizer = build_optimizer(groups, OptimizerConfig(lr=0.5), batch_size=8)
-    set_lr(optimizer, 0.25)
-    assert [group["lr"] for group in optimizer.param_groups] == [0.25, 2.5]
+    set_lr(optimizer, Schedule(peak_lr=0.5, warmup_steps=0, total_steps=10), 5)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.25, 2.5])
+
+
+def test_constant_rate_warms_up_with_the_others_and_stays_at_the_peak():
+    decayed, constant = parameters((2, 2), (2, 2))
+    groups = [ParamGroup(params=[decayed]), ParamGroup(params=[constant], constant_lr=True, lr_mult=2.0)]
+    optimizer = build_optimizer(groups, OptimizerConfig(lr=0.6), batch_size=8)
+    schedule = Schedule(peak_lr=0.6, warmup_steps=2, total_steps=10)
+    rates = []
+    for step in (0, 1, 6, 9):
+        set_lr(optimizer, schedule, step)
+        rates.append([group["lr"] for group in optimizer.param_groups])
+    assert rates[:2] == [pytest.approx([0.2, 0.4]), pytest.approx([0.4, 0.8])]
+    assert rates[2] == pytest.approx([0.3, 1.2])
+    assert rates[3][0] < 0.1
+    assert rates[3][1] == pytest.approx(1.2)
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw", "lars"])
@@ -117,12 +140,13 @@ def test_lars_equals_the_formula_by_hand(decay, adapt):
     start = weight.detach().clone()
     config = OptimizerConfig(name="lars", lr=0.8, weight_decay=0.3, momentum=0.9, trust_coefficient=0.02)
     optimizer = build_optimizer([ParamGroup(params=[weight], decay=decay, adapt=adapt)], config, batch_size=8)
-    rates = [0.8, 0.5, 0.2]
+    schedule = Schedule(peak_lr=0.8, warmup_steps=0, total_steps=3)
+    rates = [schedule.lr_at(step) for step in range(3)]
     gradients = []
-    for step, lr in enumerate(rates):
+    for step in range(3):
         give_gradients([weight], step)
         gradients.append(weight.grad.clone())
-        set_lr(optimizer, lr)
+        set_lr(optimizer, schedule, step)
         optimizer.step()
     expected = lars_by_hand(
         start, lambda step: gradients[step], 3, lr=rates, momentum=0.9, eta=0.02, decay=0.3 * decay, adapt=adapt
