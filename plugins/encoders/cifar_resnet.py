@@ -13,7 +13,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from cl_core.errors import ConfigError
-from cl_core.types import Encoder
+from cl_core.types import Encoder, run_blocks
 
 
 def resnet8(*, width: PositiveInt = 16, in_channels: int = 3, width_mult: float = 1.0) -> CifarResNet:
@@ -55,9 +55,12 @@ class CifarResNet(Encoder):
 
     def stages(self, images: Tensor) -> dict[str, Tensor]:
         """images (N, C, H, W) -> stage1 (N, w, H, W), stage2 (N, 2w, H/2, W/2), stage3 (N, 4w, H/4, W/4)."""
-        stage1 = self.stage1(F.relu(self.bn1(self.conv1(images))))
-        stage2 = self.stage2(stage1)
-        return {"stage1": stage1, "stage2": stage2, "stage3": self.stage3(stage2)}
+        return run_blocks(self.blocks(), images)
+
+    def blocks(self) -> dict[str, nn.Module]:
+        """What leads from each stage to the next; the first starts at the images."""
+        stem = nn.Sequential(self.conv1, self.bn1, nn.ReLU(), self.stage1)
+        return {"stage1": stem, "stage2": self.stage2, "stage3": self.stage3}
 
 
 class BasicBlock(nn.Module):

@@ -12,7 +12,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 from torchvision import models
 
-from cl_core.types import Encoder
+from cl_core.types import Encoder, run_blocks
 
 Stem = Literal["cifar", "imagenet"]
 
@@ -52,11 +52,12 @@ class TorchvisionResNet(Encoder):
 
     def stages(self, images: Tensor) -> dict[str, Tensor]:
         """images (N, C, H, W) -> maps at 1, 1/2, 1/4, 1/8 of the size (stem "cifar"), or at 1/4 to 1/32."""
-        features = self.maxpool(self.relu(self.bn1(self.conv1(images))))
-        stage1 = self.layer1(features)
-        stage2 = self.layer2(stage1)
-        stage3 = self.layer3(stage2)
-        return {"stage1": stage1, "stage2": stage2, "stage3": stage3, "stage4": self.layer4(stage3)}
+        return run_blocks(self.blocks(), images)
+
+    def blocks(self) -> dict[str, nn.Module]:
+        """What leads from each stage to the next; the first starts at the images."""
+        stem = nn.Sequential(self.conv1, self.bn1, self.relu, self.maxpool, self.layer1)
+        return {"stage1": stem, "stage2": self.layer2, "stage3": self.layer3, "stage4": self.layer4}
 
 
 def _stem_convolution(net: models.ResNet, stem: Stem, in_channels: int) -> nn.Conv2d:
