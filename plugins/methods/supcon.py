@@ -1,0 +1,98 @@
+"""SupCon: SimCLR that also knows the classes (Khosla et al. 2020, arXiv:2004.11362).
+
+Not self-supervised: a label-aware companion that shows what perfect positives would bring.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import PositiveInt
+from torch import Tensor, nn
+
+from cl_core.errors import ConfigError
+from cl_core.types import Augmentation, StepOutput, Views
+from plugins.methods.simclr import SimCLR
+
+
+class SupCon(SimCLR):
+    """SupCon (Khosla et al. 2020, arXiv:2004.11362): all views of a class attract each other. Uses labels.
+
+    encoder: images (N, C, H, W) -> (N, out_dim). augment: chain that makes both views.
+    loss: (z_a, z_b, labels) -> scalar, as the loss `supcon`; labels (N,) int64, -1 for an image without one.
+    hidden_dim, out_dim, head_layers, head_norm: the projection head, as in SimCLR. The paper's head is two layers of
+        2048 and 128 without batch norm.
+
+    Logs positives, the mean number of positives of an anchor: 1, its sibling, where no two images of the batch are
+    known to share a class, which makes this SimCLR. Logs positive_similarity, the mean cosine of all positive pairs,
+    and class_accuracy, the share of the 2N anchors whose nearest neighbour in the batch is a positive. Raises
+    ConfigError where the loss takes no labels.
+    """
+
+    uses_labels = True
+    loss: Callable[..., Tensor]
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        augment: Augmentation,
+        loss: Callable[..., Tensor],
+        *,
+        hidden_dim: PositiveInt | None = None,
+        out_dim: PositiveInt = 128,
+        head_layers: Literal[2, 3] = 2,
+        head_norm: bool = True,
+    ) -> None:
+        _require_labels(loss)
+        super().__init__(
+            encoder,
+            augment,
+            loss,
+            hidden_dim=hidden_dim,
+            out_dim=out_dim,
+            head_layers=head_layers,
+            head_norm=head_norm,
+        )
+
+    def forward(self, views: Views) -> StepOutput:
+        """Loss of one batch of pairs."""
+        # One pass over both views, as in SimCLR.
+        z_a, z_b = self.head(self.encoder(torch.cat(views.images))).chunk(2)
+        return StepOutput(
+            loss=self.loss(z_a, z_b, views.labels),
+            metrics=class_metrics(z_a, z_b, views.labels),
+            embedding=z_a.detach().float(),
+        )
+
+
+@torch.no_grad()
+def class_metrics(z_a: Tensor, z_b: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Positives per anchor, mean cosine of positive pairs, share of anchors nearest to a positive; z: (N, D)."""
+    with torch.autocast(z_a.device.type, enabled=False):
+        z = F.normalize(torch.cat([z_a, z_b]).float(), dim=1)
+        similarity = (z @ z.T).fill_diagonal_(-torch.inf)  # (2N, 2N)
+    alone = -1 - torch.arange(len(labels), device=labels.device)
+    classes = torch.where(labels < 0, alone, labels).repeat(2)
+    positive = (classes[:, None] == classes).fill_diagonal_(False)
+    return {
+        "positives": positive.sum(dim=1).float().mean(),
+        "positive_similarity": similarity.masked_fill(~positive, 0).sum() / positive.sum(),
+        "class_accuracy": positive.gather(1, similarity.argmax(dim=1, keepdim=True)).float().mean(),
+    }
+
+
+def _require_labels(loss: Callable[..., Tensor]) -> None:
+    """Raise ConfigError where loss(z_a, z_b, labels) is no possible call."""
+    call = loss.forward if isinstance(loss, nn.Module) else loss
+    try:
+        inspect.signature(call).bind(*["z_a", "z_b", "labels"])
+    except TypeError:
+        name = getattr(loss, "__name__", type(loss).__name__)
+        raise ConfigError(
+            f"method 'supcon' hands (z_a, z_b, labels) to its loss, and {name} takes no labels; set loss: "
+            f"{{name: supcon}}, or method: {{name: simclr}} to leave labels unused"
+        ) from None
