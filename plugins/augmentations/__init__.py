@@ -28,6 +28,8 @@ _RECIPES = {
     "simclr-cifar": "plugins.augmentations.recipes:simclr_cifar",
     "byol": "plugins.augmentations.recipes:byol",
     "moco": "plugins.augmentations.recipes:moco",
+    "swav": "plugins.augmentations.recipes:swav",
+    "dino": "plugins.augmentations.recipes:dino",
     "crop-flip": "plugins.augmentations.recipes:crop_flip",
 }
 _MODULE_OF = {
@@ -49,9 +51,11 @@ __all__ = [
     "TorchvisionTransform",
     "byol",
     "crop_flip",
+    "dino",
     "moco",
     "simclr",
     "simclr_cifar",
+    "swav",
 ]
 
 

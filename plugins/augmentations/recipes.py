@@ -69,6 +69,38 @@ def byol(strength: Strength = 1.0, min_scale: Share = 0.08, size: Side | None = 
     }
 
 
+def dino(
+    strength: Strength = 1.0, min_scale: Share = 0.4, size: Side | None = None, local_size: Side | None = None
+) -> Chains:
+    """DINO's multi-crop: two large crops as BYOL's, and small ones (Caron et al. 2021, arXiv:2104.14294, section 3.1).
+
+    strength: of the colour jitter. min_scale: area at which large crops begin and small ones end. size, local_size:
+    sides of the large and of the small views, 224 and 96 in the paper; None keeps the images'.
+    """
+    large = byol(strength, min_scale, size)
+    small = [
+        {**_crop(local_size, 0.05), "scale": [0.05, min_scale]},
+        {"name": "horizontal_flip", "prob": 0.5},
+        _jitter(0.4, 0.4, 0.2, 0.1, strength),
+        {"name": "grayscale", "prob": 0.2},
+        _blur(0.5),  # main_dino.py: half of the small crops
+    ]
+    return {**large, "augment_local": small}
+
+
+def swav(
+    strength: Strength = 1.0, min_scale: Share = 0.14, size: Side | None = None, local_size: Side | None = None
+) -> Chains:
+    """SwAV's multi-crop: SimCLR's colours on large and small crops (Caron et al. 2020, arXiv:2006.09882, appendix A).
+
+    strength: of the colour jitter. min_scale: area at which large crops begin and small ones end. size, local_size:
+    sides of the large and of the small views, 224 and 96 in the paper; None keeps the images'.
+    """
+    rest = [{"name": "horizontal_flip", "prob": 0.5}, *_simclr_colour(strength), _blur(0.5)]
+    small = {**_crop(local_size, 0.05), "scale": [0.05, min_scale]}
+    return {"augment": [_crop(size, min_scale), *rest], "augment_small": [small, *rest]}
+
+
 def moco(strength: Strength = 1.0, min_scale: Share = 0.2, size: Side | None = None) -> Chains:
     """MoCo v2's chain (Chen et al. 2020, arXiv:2003.04297, section 3; numbers of the released code).
 

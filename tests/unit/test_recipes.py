@@ -16,7 +16,17 @@ from cl_core.data.sampling import SampleRng
 from cl_core.data.views import Chain
 from cl_core.errors import ConfigError
 from cl_core.registry import Registry, load_registry
-from plugins.augmentations import byol, crop_flip, moco, register_augmentations, register_recipes, simclr, simclr_cifar
+from plugins.augmentations import (
+    byol,
+    crop_flip,
+    dino,
+    moco,
+    register_augmentations,
+    register_recipes,
+    simclr,
+    simclr_cifar,
+    swav,
+)
 
 IMAGES = SampleRng(7, 7, torch.arange(6)).uniform(shape=(3, 32, 32))
 CROP_FLIP = ["random_resized_crop", "horizontal_flip"]
@@ -52,7 +62,8 @@ def test_every_recipe_builds_through_the_registry_and_makes_images(registry: Reg
         chain = build(registry, specs)
         views = chain(IMAGES, SampleRng(0, 0, torch.arange(6)))
         assert chain.names == [spec["name"] for spec in specs]
-        assert views.shape == (6, 3, 24, 24)
+        side = 32 if argument in {"augment_local", "augment_small"} else 24  # they have a size of their own
+        assert views.shape == (6, 3, side, side)
         assert float(views.min()) >= 0
         assert float(views.max()) <= 1
 
@@ -92,6 +103,21 @@ def test_moco_and_crop_flip_have_their_numbers() -> None:
     assert jitter(chain) == [0.4, 0.4, 0.4, 0.1]
     assert by_name(chain)["gaussian_blur"]["prob"] == 0.5
     assert [spec["name"] for spec in crop_flip()["augment"]] == CROP_FLIP
+
+
+def test_multi_crop_splits_areas_and_sizes_between_large_and_small_views() -> None:
+    for chains, small, split in (
+        (dino(local_size=16), "augment_local", 0.4),
+        (swav(local_size=16), "augment_small", 0.14),
+    ):
+        crops = {argument: chain[0] for argument, chain in chains.items()}
+        local = crops.pop(small)
+        assert local["size"] == 16
+        assert local["scale"] == [0.05, split]
+        assert all(crop["scale"] == [split, 1.0] and crop["size"] is None for crop in crops.values())
+    assert {k: v[1:] for k, v in dino().items() if k != "augment_local"} == {k: v[1:] for k, v in byol().items()}
+    assert dino()["augment_local"][-1]["prob"] == 0.5
+    assert swav()["augment"][1:] == swav()["augment_small"][1:]
 
 
 def test_options_of_a_recipe_reach_its_operations() -> None:
