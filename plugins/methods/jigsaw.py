@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from cl_core.data.sampling import SampleRng
 from cl_core.types import Method, Panel, Representation, StepOutput, UnitInterval, Views
+from plugins.methods.panels import judging
 from plugins.methods.permutations import Rule, permutation_set
 from plugins.methods.tiles import TileGeometry, cut_tiles, grayed, mosaic, standardize, zoomed
 
@@ -171,16 +172,11 @@ class Jigsaw(Method):
         back = self.permutations.to(tiles.device)[labels].argsort(dim=1)
         return tiles.gather(1, back[:, :, None, None, None].expand_as(tiles))
 
-    @torch.no_grad()
     def _guesses(self, tiles: Tensor) -> Tensor:
-        """The most likely rows of the table under evaluation statistics; leaves the mode of the modules as it was."""
-        modes = {module: module.training for module in self.modules()}
-        self.eval()
-        device = self.permutations.device
-        guesses = self.logits((standardize(tiles) if self.standardize else tiles).to(device)).argmax(dim=1)
-        for module, mode in modes.items():
-            module.training = mode
-        return guesses.to(tiles.device)
+        """The most likely rows of the table under evaluation statistics."""
+        with judging(self):
+            logits = self.logits((standardize(tiles) if self.standardize else tiles).to(self.permutations.device))
+        return logits.argmax(dim=1).to(tiles.device)
 
 
 def _layer(wide: int, narrow: int, dropout: float) -> list[nn.Module]:

@@ -1,0 +1,67 @@
+"""Rotation: tell by how many quarter turns an image was rotated (Gidaris et al. 2018, arXiv:1803.07728, "RotNet").
+
+Quarter turns move pixels and interpolate none, so that they leave no trace to answer from. The chain of augmentations
+comes before the rotation: bars that a padded crop leaves then fall on all four sides alike. Where images have no "up"
+(from above, through a microscope) the question has no answer, and accuracy stays at chance.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cl_core.data.sampling import SampleRng
+from cl_core.errors import ConfigError
+from cl_core.types import Augmentation, Method, StepOutput, Views
+
+TURNS = 4
+
+
+class Rotation(Method):
+    """RotNet (Gidaris et al. 2018, arXiv:1803.07728): classify the quarter turns of an image, all four in each step.
+
+    encoder: images (4N, C, H, W) -> (4N, out_dim); a step costs four passes per image. augment: the chain before the
+    rotation; the paper crops after padding by 4 px, and flips.
+
+    The classifier is linear on the pooled features, so that what solves the task lies in the encoder. The paper's best
+    features come from the second of four blocks: look at the probes of early stages. Raises ConfigError where the chain
+    gives images that are not square.
+    """
+
+    def __init__(self, encoder: nn.Module, augment: Augmentation) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.augment = augment
+        self.classifier = nn.Linear(encoder.out_dim, TURNS)
+
+    def make_views(self, images: Tensor, rng: SampleRng) -> Views:
+        """images (N, C, H, W) -> each augmented once and shown in four rotations, (N, 4, C, S, S); 0 turns first."""
+        augmented = self.augment(images, rng.child(0))
+        height, width = augmented.shape[-2:]
+        if height != width:
+            raise ConfigError(
+                f"method rotation needs square images, since a quarter turn swaps height and width, but its chain "
+                f"gives {height}x{width} px; set data.size, or end the chain with a crop to a square `size`"
+            )
+        return Views(images=(rotations(augmented),))
+
+    def forward(self, views: Views) -> StepOutput:
+        """Cross-entropy of the turns. Nothing to collapse: a constant encoder stays at log(4)."""
+        rotated = views.images[0]  # (N, 4, C, S, S)
+        logits = self.classifier(self.encoder(rotated.flatten(0, 1))).float()
+        turns = torch.arange(TURNS, device=logits.device).repeat(len(rotated))
+        accuracy = (logits.argmax(dim=1) == turns).float().mean()
+        return StepOutput(loss=F.cross_entropy(logits, turns), metrics={"accuracy": accuracy})
+
+    def trivial(self) -> dict[str, float]:
+        """Of equal scores for all rotations: log(4), and chance."""
+        return {"loss": math.log(TURNS), "accuracy": 1 / TURNS}
+
+
+def rotations(images: Tensor) -> Tensor:
+    """Squares turned counter-clockwise by 0, 90, 180 and 270 degrees: (N, C, S, S) -> (N, 4, C, S, S), exact copies."""
+    transposed = images.transpose(-2, -1)
+    return torch.stack([images, transposed.flip(-2), images.flip(-2, -1), transposed.flip(-1)], dim=1)
