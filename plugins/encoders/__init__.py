@@ -11,8 +11,9 @@ if TYPE_CHECKING:
     from plugins.encoders.cifar_resnet import CifarResNet, resnet8, resnet20
     from plugins.encoders.timm_models import TimmEncoder
     from plugins.encoders.torchvision_resnet import TorchvisionResNet, resnet18, resnet50
+    from plugins.encoders.vit import ViT
 
-__all__ = ["CifarResNet", "TimmEncoder", "TorchvisionResNet", "resnet8", "resnet18", "resnet20", "resnet50"]
+__all__ = ["CifarResNet", "TimmEncoder", "TorchvisionResNet", "ViT", "resnet8", "resnet18", "resnet20", "resnet50"]
 
 _HOMES = {
     "CifarResNet": "plugins.encoders.cifar_resnet",
@@ -22,6 +23,7 @@ _HOMES = {
     "resnet18": "plugins.encoders.torchvision_resnet",
     "resnet50": "plugins.encoders.torchvision_resnet",
     "TimmEncoder": "plugins.encoders.timm_models",
+    "ViT": "plugins.encoders.vit",
 }
 
 
@@ -33,6 +35,7 @@ def register_encoders() -> Factories:
         "resnet20": "plugins.encoders.cifar_resnet:resnet20",
         "resnet18": "plugins.encoders.torchvision_resnet:resnet18",
         "resnet50": "plugins.encoders.torchvision_resnet:resnet50",
+        "vit": "plugins.encoders.vit:ViT",
         "timm": "plugins.encoders.timm_models:TimmEncoder",
     }
 
