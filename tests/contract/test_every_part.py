@@ -1,10 +1,16 @@
 """Every registered part, third-party ones included, keeps the contract of its kind."""
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from cl_core.assembly import PixelEncoder
+from cl_core.config import OptimizerConfig, ScheduleConfig, TrainConfig
+from cl_core.data.ingest import SplitRule, ingest
+from cl_core.data.store import Store
 from cl_core.data.views import Chain
+from cl_core.errors import Interrupted
 from cl_core.registry import load_registry
 from cl_core.testing import (
     check_augmentation,
@@ -15,6 +21,9 @@ from cl_core.testing import (
     check_source,
     check_tracker,
 )
+from cl_core.training.progress import PlainProgress
+from cl_core.training.tracking import Observers
+from cl_core.training.trainer import pretrain
 
 REGISTRY = load_registry()
 
@@ -25,6 +34,7 @@ REQUIRED = {
     ("encoder", "resnet50"): {"stem": "cifar"},
     ("source", "torchvision"): {"dataset": "FakeData", "root": "."},
 }
+TRANSFORMERS = {"mae"}  # methods that leave tokens out
 
 
 def parts(kind):
@@ -74,19 +84,69 @@ def test_loss(entry):
     check_loss(build(entry))
 
 
-@parts("method")
-def test_method(entry):
-    from plugins.encoders import resnet8
-    from plugins.losses import NTXent
+def build_method(entry, size=32):
+    """The method as the pipeline would build it, small, flipping its images."""
+    from plugins.encoders import ViT, resnet8
+    from plugins.losses import SupCon
 
     def encoder_factory(**overrides):
         torch.manual_seed(0)
-        return resnet8(width=4, **overrides)
+        return ViT(width=24, depth=4) if entry.name in TRANSFORMERS else resnet8(width=4, **overrides)
 
     flip = REGISTRY.build("augmentation", "horizontal_flip", {})
     chains = {name: Chain([("horizontal_flip", flip)]) for name in entry.parts if name.startswith("augment")}
-    parts = {"encoder": encoder_factory(), "encoder_factory": encoder_factory, "loss": NTXent(), "image_size": 32}
-    check_method(build(entry, **parts, **chains))
+    parts = {"encoder": encoder_factory(), "encoder_factory": encoder_factory, "loss": SupCon(), "image_size": size}
+    return build(entry, **parts, **chains)
+
+
+@parts("method")
+def test_method(entry):
+    check_method(build_method(entry))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """48 coloured images of 16 px in three classes."""
+    folder = tmp_path_factory.mktemp("store")
+    photos = folder / "photos"
+    rng = np.random.default_rng(0)
+    for index in range(48):
+        pixels = rng.integers(0, 100, (16, 16, 3), dtype=np.uint8)
+        pixels[..., index % 3] += 120
+        (photos / str(index % 3)).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(photos / str(index % 3) / f"{index}.png")
+    source = REGISTRY.build("source", "image_folder", {"path": str(photos)})
+    ingest(source, folder / "store", size=16, splits=SplitRule(0, 0), source_spec={}, report=lambda line: None)
+    return Store.open(folder / "store")
+
+
+@parts("method")
+def test_a_method_that_is_stopped_and_continued_ends_in_the_same_bytes(entry, store, tmp_path):
+    def train(folder, stop=lambda: False):
+        pretrain(
+            build_method(entry, size=16),
+            store.split("train"),
+            optimizer=OptimizerConfig(lr=0.02),
+            schedule=ScheduleConfig(epochs=3, warmup_epochs=0),
+            train=TrainConfig(batch_size=16, precision="fp32", channels_last=False, log_every=1),
+            seed=0,
+            out=folder / "out",
+            checkpoints=folder / "checkpoints",
+            card={},
+            observers=Observers(progress=PlainProgress(lambda line: None)),
+            validation=None,
+            materialized=None,
+            decisions=folder / "decisions.json",
+            stop=stop,
+        )
+        return [(folder / "out" / name).read_bytes() for name in ("encoder.safetensors", "curves.csv")]
+
+    whole = train(tmp_path / "whole")
+    for _ in range(2):
+        steps = iter(range(1, 100))
+        with pytest.raises(Interrupted):
+            train(tmp_path / "stopped", stop=lambda steps=steps: next(steps) == 3)
+    assert train(tmp_path / "stopped") == whole
 
 
 @parts("method")
@@ -94,14 +154,14 @@ def test_the_views_of_a_method_do_not_depend_on_its_encoder(entry):
     from cl_core.data.sampling import SampleRng
     from cl_core.testing import sample_images
     from plugins.encoders import resnet8
-    from plugins.losses import NTXent
+    from plugins.losses import SupCon
 
     images, rows = sample_images(), torch.arange(8)
     views = []
     for encoder in (PixelEncoder(), resnet8(width=4)):
         torch.manual_seed(0)
         chains = {name: Chain([]) for name in entry.parts if name.startswith("augment")}
-        parts = {"encoder": encoder, "encoder_factory": lambda e=encoder, **_: e, "loss": NTXent(), "image_size": 32}
+        parts = {"encoder": encoder, "encoder_factory": lambda e=encoder, **_: e, "loss": SupCon(), "image_size": 32}
         method = build(entry, **parts, **chains)
         views.append(method.make_views(images, SampleRng(0, 0, rows)).images)
     assert all(torch.equal(a, b) for a, b in zip(*views, strict=True))
