@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import json
 import platform
-import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,7 +25,7 @@ from cl_core.errors import CollapseError
 
 MARGIN = 0.1  # a plainer choice is kept unless another is at least this share faster: timings differ by that much
 REPEATS = 3
-HOPELESS = 4  # times the best so far: a first step that slow ends the trial of a choice
+HOPELESS = 4  # times the best so far: a second step that slow ends the trial of a choice
 
 Attempt = Callable[["Choice"], Callable[[], object]]
 
@@ -116,17 +115,19 @@ def _measure_all(
         try:
             with torch.random.fork_rng(devices=devices):
                 limit = HOPELESS * min(seconds.values(), default=float("inf"))
-                seconds[option] = _median_seconds(attempt(option), device, limit)
+                seconds[option] = _least_seconds(attempt(option), device, limit)
         except (RuntimeError, CollapseError) as error:
             report(f"precision: {option} does not work here: {str(error).partition(chr(10))[0]}")
     return seconds
 
 
-def _median_seconds(step: Callable[[], object], device: torch.device, limit: float) -> float:
-    first = _seconds(step, device)  # pays for kernel selection, so it only counts where it is hopeless
-    if first > limit:
-        return first
-    return statistics.median(_seconds(step, device) for _ in range(REPEATS))
+def _least_seconds(step: Callable[[], object], device: torch.device, limit: float) -> float:
+    """Of a few steps the fastest: whatever else the machine does can only make a step slower."""
+    step()  # pays for kernel selection, which can take a hundred times as long as the step
+    second = _seconds(step, device)
+    if second > limit:
+        return second
+    return min(second, *(_seconds(step, device) for _ in range(REPEATS - 1)))
 
 
 def _seconds(step: Callable[[], object], device: torch.device) -> float:

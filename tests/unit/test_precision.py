@@ -3,6 +3,7 @@
 import copy
 import json
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -128,20 +129,33 @@ def test_if_no_choice_works_the_plainest_is_left_to_show_its_error(tmp_path):
     assert not path.exists()
 
 
-def test_a_hopelessly_slow_choice_is_tried_only_once(tmp_path):
-    tried = []
+def decided_by(seconds_of, tmp_path):
+    """The choice where the k-th step of a choice takes seconds_of(choice, k), and how often each was tried."""
+    tried = Counter()
 
     def attempt(choice):
         def step():
-            tried.append(choice)
-            time.sleep(0.1 if choice == BF16 else 0)
+            tried[choice] += 1
+            time.sleep(seconds_of(choice, tried[choice]))
 
         return step
 
     choice = decide([FP32, BF16], attempt, key="k", path=tmp_path / "d.json", device=CPU, report=lambda _: None)
+    return choice, tried
+
+
+def test_a_hopelessly_slow_choice_is_given_up_after_its_second_step(tmp_path):
+    choice, tried = decided_by(lambda choice, _: 0.1 if choice == BF16 else 0.002, tmp_path)
     assert choice == FP32
-    assert tried.count(BF16) == 1
-    assert tried.count(FP32) > 1
+    assert tried[BF16] == 2
+    assert tried[FP32] > 2
+
+
+def test_a_slow_start_and_a_disturbed_step_do_not_cost_the_faster_choice_its_place(tmp_path):
+    def seconds(choice, step):
+        return (0.3 if step == 1 else 0.05 if step == 3 else 0.01) if choice == BF16 else 0.03
+
+    assert decided_by(seconds, tmp_path)[0] == BF16
 
 
 def test_runs_that_measure_at_the_same_time_agree(tmp_path):
