@@ -21,7 +21,7 @@ from cl_core.data.loader import Batch, Loader
 from cl_core.data.sampling import mix
 from cl_core.data.store import Split, to_float
 from cl_core.data.views import MaterializedViews, views_of
-from cl_core.errors import CheckpointError, Interrupted
+from cl_core.errors import CheckpointError, DataError, Interrupted
 from cl_core.measures.diagnostics import collapse_figures
 from cl_core.training.checkpoint import Checkpoints
 from cl_core.training.optim import Schedule
@@ -209,8 +209,10 @@ def pretrain(
     checkpoints: a folder of this run's own, named by a fingerprint of all that the result depends on; emptied of
     checkpoints when the outputs are complete. card: goes into encoder.json; its "experiment" names the run to
     observers. decisions: where measured choices of precision are kept. Returns the figures of metrics.json.
-    Raises DataError (too few images), CollapseError, CheckpointError, and Interrupted when `stop` says so.
+    Raises DataError (too few images, no labels for a method that needs them), CollapseError, CheckpointError, and
+    Interrupted when `stop` says so.
     """
+    require_labels(method, split)
     run = Run(
         method=method,
         split=split,
@@ -234,6 +236,15 @@ def pretrain(
         metrics = write_outputs(trainer, out, card, validation)
     saved.clear()
     return metrics
+
+
+def require_labels(method: Method, split: Split) -> None:
+    """Raise DataError where the method learns from labels and no image has one: it would learn something else."""
+    if method.uses_labels and not (split.labels >= 0).any():
+        raise DataError(
+            f"method {type(method).__name__} learns from class labels, and no training image has one; choose a method "
+            f"that needs none, or a data.source with labels, such as an image folder with a folder per class"
+        )
 
 
 def begin(

@@ -150,6 +150,14 @@ def test_labels_reach_only_the_methods_that_ask_for_them(store, tmp_path):
     assert set(seeing.seen.tolist()) <= {0, 1, 2}
 
 
+def test_a_method_that_learns_from_labels_is_refused_where_no_image_has_one(tmp_path):
+    unlabelled = make_store(tmp_path / "store", labelled=False)
+    method = Contrast()
+    method.uses_labels = True
+    with pytest.raises(DataError, match="Contrast learns from class labels, and no training image has one"):
+        train(unlabelled, tmp_path, method=method, validation=None)
+
+
 def test_materialised_views_are_trained_on_instead_of_new_ones(store, tmp_path):
     class Maker(Contrast):
         def make_views(self, images, rng):
