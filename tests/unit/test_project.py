@@ -2,6 +2,7 @@
 
 import pytest
 
+from cl_core.check import check_project
 from cl_core.errors import ConfigError
 from cl_core.project import load_project, merge
 
@@ -93,3 +94,31 @@ def test_a_part_of_another_name_replaces_the_whole_part():
 def test_a_folder_that_is_no_project_says_what_to_do(tmp_path):
     with pytest.raises(ConfigError, match=r"params.yaml: there is no such file; create it, or run `contrast init`"):
         load_project(tmp_path)
+
+
+def test_a_method_whose_construction_looks_at_values_passes_the_check(project, install):
+    install(
+        "acme",
+        "looking",
+        "import torch\n"
+        "from cl_core import hookimpl\n"
+        "from plugins.methods import Jigsaw\n"
+        "class Looking(Jigsaw):\n"
+        '    """Looks at values of tensors that it makes."""\n'
+        "    def __init__(self, encoder):\n"
+        "        super().__init__(encoder)\n"
+        "        self.count = len(torch.arange(5).nonzero())\n"
+        "        assert float(torch.ones(3).sum()) == 3\n"
+        "@hookimpl\n"
+        "def register_methods():\n"
+        "    return {'looking': Looking}\n",
+    )
+    folder = project({"experiments/tiny.yaml": "method: {name: looking}\nencoder: {name: resnet8}\n"})
+    assert any("looking on resnet8" in line for line in check_project(folder))
+
+
+def test_the_check_reports_what_a_method_refuses_when_it_is_built(project):
+    autoencoder = "method: {name: denoising_autoencoder, emphasis: [0, 0]}\nencoder: {name: resnet8}\n"
+    folder = project({"experiments/tiny.yaml": autoencoder + "views: {recipe: {name: crop-flip}}\n"})
+    with pytest.raises(ConfigError, match=r"experiments/tiny.yaml: method.emphasis \[0, 0\] leaves no loss"):
+        check_project(folder)
