@@ -7,6 +7,7 @@ colours outside sRGB. Knows nothing of encoders or views.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 
 import torch
@@ -81,8 +82,7 @@ def require_color(ab: Tensor) -> None:
 def gamut_bins(step: float) -> Tensor:
     """Centres (a, b) on a grid that are the nearest one of some 8-bit sRGB colour: (Q, 2) float32, sorted by a, then b.
 
-    step: distance of neighbours, in units of Lab. 10 gives Q = 261, 20 gives 77, 25 gives 51. All 2^24 colours are
-    looked at, which takes about a second and a few MB, once per process and step.
+    step: distance of neighbours, in units of Lab. 10 gives Q = 261, 20 gives 77, 25 gives 51.
     """
     return _gamut_bins(float(step)).clone()
 
@@ -182,11 +182,19 @@ def rebalancing_weights(prior: Tensor, uniform: float) -> Tensor:
 
 @functools.cache
 def _gamut_bins(step: float) -> Tensor:
+    with torch.device("cpu"):  # whatever the default is where the first one asks
+        return _nearest_hits(step)
+
+
+def _nearest_hits(step: float) -> Tensor:
+    # The six faces of the colour cube are enough: leaving the gamut at the (a, b) of any colour, towards the light or
+    # the dark, one comes out through a face.
     reach = math.ceil(_REACH / step)
     hit = torch.zeros(2 * reach + 1, 2 * reach + 1, dtype=torch.bool)
     levels = _linear(torch.arange(256, dtype=torch.float64) / 255)
-    for red in levels:  # one slab of the cube at a time bounds the memory
-        _, a, b = _lab_of_linear(red, levels[:, None], levels)
+    face = [levels[:, None].expand(256, 256), levels.expand(256, 256)]
+    for channel, end in itertools.product(range(3), (0, -1)):
+        _, a, b = _lab_of_linear(*face[:channel], levels[end], *face[channel:])
         hit[(a / step).round().long() + reach, (b / step).round().long() + reach] = True
     return (hit.nonzero() - reach).float() * step
 
