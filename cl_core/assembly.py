@@ -19,7 +19,7 @@ from cl_core.types import Encoder, Method
 
 Spec = Mapping[str, Any]  # {"name": ..., "options": {...}}
 
-_ENCODER_STREAM, _METHOD_STREAM = 1, 2
+_ENCODER_STREAM, _METHOD_STREAM, _LOSS_STREAM = 1, 2, 3
 
 
 def build_chains(registry: Registry, chains: Mapping[str, Sequence[Spec]]) -> dict[str, Chain]:
@@ -52,21 +52,15 @@ def build_encoder(registry: Registry, spec: Spec, *, seed: int, **overrides: Any
 def build_method(registry: Registry, experiment: Mapping[str, Any], *, seed: int) -> Method:
     """The method of a resolved experiment, untrained.
 
-    experiment: the keys method, encoder, loss (or None), chains and image_size. Raises ConfigError where a part is
-    wrong.
+    experiment: the keys method, encoder, loss and score (or None), chains and image_size. Raises ConfigError where a
+    part is wrong.
     """
-    spec, loss = experiment["encoder"], experiment["loss"]
+    spec = experiment["encoder"]
 
     def encoder_factory(**overrides: Any) -> nn.Module:
         return build_encoder(registry, spec, seed=seed, **overrides)
 
-    return _method(
-        registry,
-        experiment,
-        encoder_factory,
-        None if loss is None else registry.build("loss", loss["name"], loss["options"]),
-        seed,
-    )
+    return _method(registry, experiment, encoder_factory, _loss(registry, experiment, seed), seed)
 
 
 def build_view_maker(registry: Registry, experiment: Mapping[str, Any], *, seed: int) -> Method:
@@ -101,6 +95,17 @@ class PixelEncoder(Encoder):
     def blocks(self) -> dict[str, nn.Module]:
         """Nothing happens to the image."""
         return {"pixels": nn.Identity()}
+
+
+def _loss(registry: Registry, experiment: Mapping[str, Any], seed: int) -> Any:
+    """The loss with its score, which may have weights."""
+    loss, score = experiment["loss"], experiment["score"]
+    if loss is None:
+        return None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(mix(seed, _LOSS_STREAM))
+        built = None if score is None else registry.build("score", score["name"], score["options"])
+        return registry.build("loss", loss["name"], loss["options"], score=built)
 
 
 def _no_loss(*embeddings: Tensor) -> Tensor:

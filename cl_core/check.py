@@ -38,9 +38,15 @@ def _fingerprint(project: Project) -> dict[str, Any]:
 
 
 def _build(project: Project, experiment: Experiment) -> None:
-    parts = {"method": experiment.method, "encoder": experiment.encoder, "loss": experiment.loss}
-    inputs = {"chains": experiment.chains, "image_size": project.params.data.size}
-    build = partial(build_method, project.registry, {**parts, **inputs}, seed=experiment.seed)
+    inputs = {
+        "method": experiment.method,
+        "encoder": experiment.encoder,
+        "loss": experiment.loss,
+        "score": experiment.score,
+        "chains": experiment.chains,
+        "image_size": project.params.data.size,
+    }
+    build = partial(build_method, project.registry, inputs, seed=experiment.seed)
     try:
         with torch.device("meta"):
             build()

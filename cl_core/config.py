@@ -189,6 +189,8 @@ class ExperimentConfig(Section):
     method: PartSpec
     encoder: PartSpec
     loss: PartSpec | None = None
+    score: PartSpec | None = None
+    """How the loss compares two embeddings, where it asks for that."""
     views: ViewsConfig = ViewsConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()

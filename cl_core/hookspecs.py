@@ -65,6 +65,16 @@ def register_losses() -> Factories:  # type: ignore[empty-body]
     """Return {name: factory} of callables that a method receives as `loss`.
 
     For a contrastive loss: `loss(z_a, z_b) -> scalar`, z_a and z_b (N, D) the projections of two views, not normalised.
+    A loss may ask for a `score`, a part of its own.
+    """
+
+
+@hookspec
+def register_scores() -> Factories:  # type: ignore[empty-body]
+    """Return {name: factory} of callables that a loss receives as `score`.
+
+    `score(anchors, candidates)`, (N, D) and (M, D) -> (N, M), higher where the two are likelier to belong together; one
+    value depends on one pair alone. Modules with weights are trained along.
     """
 
 

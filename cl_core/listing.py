@@ -20,6 +20,7 @@ PART_KEYS = {
         ("", "method", "method"),
         ("", "encoder", "encoder"),
         ("", "loss", "loss"),
+        ("", "score", "score"),
         ("ViewsConfig", "recipe", "recipe"),
         ("ViewsConfig", "chains", "augmentation"),
         ("TrainConfig", "trackers", "tracker"),

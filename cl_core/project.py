@@ -31,6 +31,7 @@ class Experiment:
     method: Spec
     encoder: Spec
     loss: Spec | None
+    score: Spec | None
     chains: dict[str, list[Spec]]
     trackers: list[Spec]
     seed: int
@@ -126,6 +127,8 @@ def _experiment(root: Path, name: str, registry: Registry, seed: int, problems: 
     method = checker.part("method", config.method, ["method"])
     encoder = checker.part("encoder", config.encoder, ["encoder"])
     loss = checker.part("loss", config.loss, ["loss"]) if config.loss else None
+    score = checker.part("score", config.score, ["score"]) if config.score else None
+    _check_score(checker, None if loss is None else registry.get("loss", loss["name"]), config)
     chains = _chains(checker, config)
     trackers = checker.parts("tracker", config.train.trackers, ["train", "trackers"])
     if method is not None:
@@ -138,6 +141,7 @@ def _experiment(root: Path, name: str, registry: Registry, seed: int, problems: 
         method=method,
         encoder=encoder,
         loss=loss,
+        score=score,
         chains=chains,
         trackers=trackers,
         seed=seed if config.seed is None else config.seed,
@@ -215,6 +219,16 @@ def _check_fit(checker: PartChecker, method: Entry, config: ExperimentConfig, ch
     elif wanted and given != {"augment"} and not wanted & required <= given <= wanted:
         takes, got = ", ".join(sorted(wanted)), ", ".join(chains) or "none"
         checker.note(["views"], f"{method.name} takes the chains {takes}, got {got}; name a recipe that gives them")
+
+
+def _check_score(checker: PartChecker, loss: Entry | None, config: ExperimentConfig) -> None:
+    """Whether the loss gets the score that it asks for, and none if it does not."""
+    asks = loss is not None and "score" in loss.parts
+    if asks and config.score is None and loss is not None:
+        checker.note(["loss"], f"{loss.name} needs a score; add a section such as `score: {{name: cosine}}`")
+    if config.score is not None and not asks and (loss is not None or config.loss is None):
+        owner = "an experiment without loss" if loss is None else loss.name
+        checker.note(["score"], f"{owner} takes no score; delete this section")
 
 
 def _experiment_names(document: Document) -> list[str]:

@@ -27,6 +27,7 @@ HOOKS = {
     "recipe": "register_recipes",
     "encoder": "register_encoders",
     "loss": "register_losses",
+    "score": "register_scores",
     "method": "register_methods",
     "tracker": "register_trackers",
 }
@@ -36,7 +37,7 @@ Parameters = dict[str, inspect.Parameter]
 
 def is_part(argument: str) -> bool:
     """Whether the engine hands over this argument of a factory; every other keyword is an option in YAML."""
-    handed_over = {"encoder", "encoder_factory", "loss", "image_size", "in_channels", "width_mult"}
+    handed_over = {"encoder", "encoder_factory", "loss", "score", "image_size", "in_channels", "width_mult"}
     return argument in handed_over or argument == "augment" or argument.startswith("augment_")
 
 

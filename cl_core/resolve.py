@@ -104,7 +104,8 @@ def _stage(project: Project, experiment: Experiment, stage: str) -> dict[str, An
     if stage != "views":
         parts.append(("encoder", experiment.encoder))
         parts += [("loss", experiment.loss)] if experiment.loss else []
-        config |= {"encoder": experiment.encoder, "loss": experiment.loss}
+        parts += [("score", experiment.score)] if experiment.score else []
+        config |= {"encoder": experiment.encoder, "loss": experiment.loss, "score": experiment.score}
     if stage == "pretrain":
         parts += [("tracker", spec) for spec in experiment.trackers]
     if stage == "finetune":

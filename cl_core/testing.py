@@ -114,6 +114,20 @@ def check_loss(loss: Any, dim: int = 16) -> None:
     assert torch.isfinite(loss(equal, equal)), "is not finite where all embeddings are equal"
 
 
+def check_score(score: Any, dim: int = 16) -> None:
+    """A finite (N, M) of which every value depends on one anchor and one candidate alone, with gradients for both."""
+    rng = SampleRng(1, 0, torch.arange(6))
+    anchors, candidates = (rng.normal(shape=(dim,)).requires_grad_() for _ in range(2))
+    values = score(anchors, candidates[:4])
+    assert values.shape == (6, 4), f"gives {tuple(values.shape)} for 6 anchors and 4 candidates; give (N, M)"
+    assert torch.isfinite(values).all(), "is not finite"
+    alone = score(anchors[2:3], candidates[3:4])[0, 0]
+    assert torch.allclose(values[2, 3], alone, atol=TOLERANCE), "scores a pair differently in another batch"
+    values.square().sum().backward()
+    for name, z in (("anchors", anchors), ("candidates", candidates)):
+        assert z.grad is not None and torch.isfinite(z.grad).all(), f"no finite gradient for the {name}"
+
+
 def check_method(method: Method, size: int = 32) -> None:
     """Views only from rng, a finite loss with gradients, all state in `state_dict`, an honest representation."""
     images = sample_images(size=size)

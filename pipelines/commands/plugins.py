@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-KINDS = ["source", "augmentation", "recipe", "encoder", "loss", "method", "tracker"]
+KINDS = ["source", "augmentation", "recipe", "encoder", "loss", "score", "method", "tracker"]
 
 
 class _PluginsGroup(click.Group):

@@ -14,13 +14,30 @@ _LOSSES = {
     "supcon": "plugins.losses.supcon:SupCon",
     "barlow_twins": "plugins.losses.barlow_twins:BarlowTwins",
     "vicreg": "plugins.losses.vicreg:VICReg",
+    "info_nce": "plugins.losses.contrastive:InfoNCE",
 }
-_MODULE_OF = {attribute: module for module, _, attribute in (target.partition(":") for target in _LOSSES.values())}
+_SCORES = {
+    "dot": "plugins.losses.scores:Dot",
+    "cosine": "plugins.losses.scores:Cosine",
+    "gaussian": "plugins.losses.scores:Gaussian",
+    "bilinear": "plugins.losses.scores:Bilinear",
+    "mlp": "plugins.losses.scores:MLP",
+}
+_MODULE_OF = {
+    attribute: module
+    for module, _, attribute in (target.partition(":") for target in [*_LOSSES.values(), *_SCORES.values()])
+}
 
 __all__ = [
     "BarlowTwins",
+    "Bilinear",
+    "Cosine",
     "DCL",
     "DCLW",
+    "Dot",
+    "Gaussian",
+    "InfoNCE",
+    "MLP",
     "NTXent",
     "SupCon",
     "VICReg",
@@ -31,6 +48,12 @@ __all__ = [
 def register_losses() -> Factories:
     """Return the built-in losses."""
     return dict(_LOSSES)
+
+
+@hookimpl
+def register_scores() -> Factories:
+    """Return the built-in scores."""
+    return dict(_SCORES)
 
 
 def __getattr__(name: str) -> Any:

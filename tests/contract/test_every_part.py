@@ -18,6 +18,7 @@ from cl_core.testing import (
     check_loss,
     check_method,
     check_recipe,
+    check_score,
     check_source,
     check_tracker,
 )
@@ -32,6 +33,8 @@ REQUIRED = {
     ("augmentation", "torchvision"): {"transform": "RandomInvert"},
     ("encoder", "timm"): {"model": "resnet10t"},
     ("encoder", "resnet50"): {"stem": "cifar"},
+    ("score", "bilinear"): {"dim": 16},
+    ("score", "mlp"): {"dim": 16},
     ("source", "torchvision"): {"dataset": "FakeData", "root": "."},
 }
 TRANSFORMERS = {"mae"}  # methods that leave tokens out
@@ -81,7 +84,15 @@ def test_encoder(entry):
 
 @parts("loss")
 def test_loss(entry):
-    check_loss(build(entry))
+    from plugins.losses import Cosine
+
+    check_loss(build(entry, score=Cosine()))
+
+
+@parts("score")
+def test_score(entry):
+    torch.manual_seed(0)
+    check_score(build(entry))
 
 
 def build_method(entry, size=32):

@@ -1,10 +1,13 @@
 """Reading a project: every mistake of every file at once, parts that fit their method, extends."""
 
 import pytest
+import torch
 
+from cl_core.assembly import build_method
 from cl_core.check import check_project
 from cl_core.errors import ConfigError
 from cl_core.project import load_project, merge
+from cl_core.registry import load_registry
 
 BYOL = "method: {name: byol}\nencoder: {name: resnet8}\nviews: {recipe: {name: byol}}\n"
 JIGSAW = "method: {name: jigsaw}\nencoder: {name: resnet8}\n"
@@ -122,3 +125,33 @@ def test_the_check_reports_what_a_method_refuses_when_it_is_built(project):
     folder = project({"experiments/tiny.yaml": autoencoder + "views: {recipe: {name: crop-flip}}\n"})
     with pytest.raises(ConfigError, match=r"experiments/tiny.yaml: method.emphasis \[0, 0\] leaves no loss"):
         check_project(folder)
+
+
+INFO_NCE = (
+    "method: {name: simclr}\nencoder: {name: resnet8}\nloss: {name: info_nce}\nviews: {recipe: {name: simclr-cifar}}\n"
+)
+
+
+def test_a_score_reaches_the_loss_and_is_trained_with_the_method(project):
+    text = INFO_NCE + "score: {name: bilinear, dim: 128}\n"
+    experiment = load_project(project({"experiments/tiny.yaml": text})).experiments[0]
+    inputs = {key: getattr(experiment, key) for key in ("method", "encoder", "loss", "score", "chains")}
+    one, same, other = (build_method(load_registry(), {**inputs, "image_size": 32}, seed=seed) for seed in (0, 0, 1))
+    assert one.loss.score.weight.shape == (128, 128)
+    assert any(parameter is one.loss.score.weight for group in one.parameter_groups() for parameter in group.params)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), same.parameters(), strict=True))
+    assert not torch.equal(one.encoder.conv1.weight, other.encoder.conv1.weight)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (INFO_NCE, "loss: info_nce needs a score; add a section such as `score: {name: cosine}`"),
+        (INFO_NCE.replace("info_nce", "nt_xent") + "score: {name: cosine}\n", "score: nt_xent takes no score"),
+        (f"{BYOL}score: {{name: cosine}}\n", "score: an experiment without loss takes no score"),
+        (INFO_NCE + "score: {name: cosin}\n", "no score is called 'cosin' - did you mean 'cosine'"),
+    ],
+)
+def test_scores_and_losses_that_do_not_fit_are_named(project, text, said):
+    (problem,) = problems_of(project({"experiments/tiny.yaml": text}))
+    assert said in problem
