@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+from cl_core.data.views import Chain
 from cl_core.registry import HOOKS
-from cl_core.testing import check_augmentation
+from cl_core.testing import check_augmentation, check_method
+from plugins.encoders import resnet8
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "examples").glob("*/README.md"))]
@@ -23,6 +25,12 @@ def snippets(language):
     return pytest.mark.parametrize("code", found)
 
 
+CHECKS = {
+    "augmentation": lambda factory: check_augmentation(factory()),
+    "method": lambda factory: check_method(factory(resnet8(width=4), Chain([]))),
+}
+
+
 @snippets("python")
 def test_python_snippets_run_and_their_parts_keep_the_contract(code):
     names: dict[str, object] = {"__name__": "snippet"}
@@ -30,8 +38,7 @@ def test_python_snippets_run_and_their_parts_keep_the_contract(code):
     assert len(names) > 2
     for kind, hook in HOOKS.items():
         for factory in names.get(hook, dict)().values():
-            assert kind == "augmentation"
-            check_augmentation(factory())
+            CHECKS[kind](factory)
 
 
 @snippets("yaml")
