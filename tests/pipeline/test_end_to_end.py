@@ -3,12 +3,15 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.conftest import EXPERIMENT, PARAMS
 
@@ -27,6 +30,14 @@ def command(folder: Path, *arguments: str) -> str:
 
 def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def states(output: str) -> dict[str, str]:
+    """What the run said last of each stage."""
+    return {
+        stage: re.findall(rf"^{stage}(?:@tiny)? +(waiting|ran|restored|up to date|failed)", output, re.MULTILINE)[-1]
+        for stage in STAGES
+    }
 
 
 def clone(source: Path, target: Path) -> Path:
@@ -129,3 +140,23 @@ def test_another_temperature_reruns_pretraining_and_what_follows_but_not_views(f
     changed = set(json.loads(command(other, "dvc", "status", "--json")))
     assert changed >= {"pretrain@tiny", "embed@tiny", "linear_eval@tiny", "finetune@tiny"}
     assert not changed & {"ingest", "views@tiny"}
+
+
+def test_adding_one_image_to_a_folder_source_reruns_ingest_and_what_follows(finished, tmp_path):
+    folder, _ = finished
+    other = clone(folder, tmp_path / "photos-project")
+    photos = tmp_path / "photos"
+    rng = np.random.default_rng(0)
+    for label, colour in enumerate(("red", "green")):
+        (photos / colour).mkdir(parents=True)
+        for index in range(60):
+            pixels = rng.integers(0, 80, (32, 32, 3), dtype=np.uint8)
+            pixels[..., label] += 150
+            Image.fromarray(pixels).save(photos / colour / f"{index}.png")
+    params = other / "params.yaml"
+    source = f"source: {{name: image_folder, path: {photos}}}"
+    params.write_text(params.read_text().replace("source: {name: digits}", source))
+    assert states(command(other, "pipelines", "run")) == dict.fromkeys(STAGES, "ran")
+    assert states(command(other, "pipelines", "run")) == dict.fromkeys(STAGES, "up to date")
+    shutil.copy(photos / "red" / "0.png", photos / "green" / "one-more.png")
+    assert states(command(other, "pipelines", "run")) == dict.fromkeys(STAGES, "ran")
