@@ -28,6 +28,9 @@ def command(module: str, *arguments: str) -> list[str]:
 def main() -> None:
     """Watch the parent in the background and become the module."""
     parent, module = int(sys.argv[1]), sys.argv[2]
+    # A run in the background (nohup, cron, `&` in a script) hands down that Ctrl-C is to be ignored. Here it is how we
+    # ask a stage to save, and it reaches this group from us alone.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     sys.argv = [module, *sys.argv[3:]]
     runpy.run_module(module, run_name="__main__", alter_sys=True)

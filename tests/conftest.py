@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 
 # Tiny tensors: a second thread costs more than it gives, many times more on a busy machine. Children inherit it.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Where the suite runs in the background, Ctrl-C is ignored, and children would inherit that too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 PARAMS = """\
 experiments: [tiny]

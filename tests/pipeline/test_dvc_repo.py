@@ -169,6 +169,21 @@ time.sleep(60)
         wait_until(lambda: gone(sleeper))
 
 
+def test_what_is_started_in_the_background_still_hears_that_it_is_to_stop(tmp_path):
+    (tmp_path / "sleeper.py").write_text("import time\nprint('ready', flush=True)\ntime.sleep(60)\n")
+    command, environment = leash.command("sleeper"), {**os.environ, "PYTHONPATH": str(tmp_path)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # what a shell does with `&`
+    try:
+        process = subprocess.Popen(command, env=environment, **pipes)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        assert "KeyboardInterrupt" in process.communicate(timeout=20)[1]
+
+
 def test_a_leash_passes_arguments_and_exit_code_on():
     done = subprocess.run(leash.command("json.tool", "--no-such-option"), capture_output=True, text=True, check=False)
     assert done.returncode == 2
