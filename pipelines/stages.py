@@ -16,7 +16,7 @@ from cl_core.data.store import Split, Store
 from cl_core.errors import ConfigError, did_you_mean
 from cl_core.registry import Registry, load_registry
 from cl_core.resolve import RESOLVED, write_resolved
-from cl_core.types import Method
+from cl_core.types import Method, Representation
 
 DATASET = Path("artifacts/dataset")
 RUNS = Path("artifacts/runs")
@@ -71,12 +71,20 @@ class Stage:
         return build_method(self.registry, self.config, seed=self.seed)
 
     def trained_method(self) -> Method:
-        """The method with the pretrained encoder in it."""
-        from cl_core.evaluation.features import load_representation
+        """The method as pretraining left it, its heads and moving averages included."""
+        from cl_core.evaluation.features import load_weights
 
         method = self.method()
-        load_representation(method.representation(), self.folder("pretrain") / "encoder.safetensors")
+        load_weights(method, self.folder("pretrain") / "method.safetensors", "method")
         return method
+
+    def trained_representation(self) -> Representation:
+        """The untrained method's representation, filled with the pretrained encoder."""
+        from cl_core.evaluation.features import load_weights
+
+        representation = self.method().representation()
+        load_weights(representation, self.folder("pretrain") / "encoder.safetensors")
+        return representation
 
     @property
     def yardstick_key(self) -> dict[str, Any]:
@@ -176,7 +184,7 @@ def embed(stage: Stage) -> None:
     """Encoder -> features of every stage, for train, validation and test."""
     from cl_core.evaluation.features import extract
 
-    representation = stage.trained_method().representation().to(stage.device)
+    representation = stage.trained_representation().to(stage.device)
     summary: dict[str, Any] = {"input": representation.input_name, "splits": {}}
     for name in SPLITS:
         features = extract(

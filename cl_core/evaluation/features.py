@@ -178,8 +178,8 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
         partial.chmod(mode)
 
 
-def load_representation(representation: nn.Module, path: Path) -> None:
-    """Fill a representation with the weights of a safetensors file.
+def load_weights(module: nn.Module, path: Path, what: str = "encoder") -> None:
+    """Fill a module, called `what` in errors, with the weights of a safetensors file.
 
     Strict: raises CheckpointError naming missing, unexpected and misshapen tensors, or an unreadable file.
     """
@@ -189,7 +189,7 @@ def load_representation(representation: nn.Module, path: Path) -> None:
         raise CheckpointError(
             f"the weights {path} cannot be read ({error}); run `contrast run` to train again, or `dvc pull`"
         ) from error
-    wanted = representation.state_dict()
+    wanted = module.state_dict()
     problems = {
         "missing": sorted(wanted.keys() - state.keys()),
         "unexpected": sorted(state.keys() - wanted.keys()),
@@ -197,10 +197,8 @@ def load_representation(representation: nn.Module, path: Path) -> None:
     }
     if any(problems.values()):
         listed = "; ".join(f"{kind}: {_some(names)}" for kind, names in problems.items() if names)
-        raise CheckpointError(
-            f"the weights {path} do not fit the encoder: {listed}; use the encoder they were made with"
-        )
-    representation.load_state_dict(state, strict=True)
+        raise CheckpointError(f"the weights {path} do not fit the {what}: {listed}; use the {what} they were made with")
+    module.load_state_dict(state, strict=True)
 
 
 class _Pixels(nn.Module):

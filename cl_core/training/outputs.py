@@ -1,4 +1,4 @@
-"""What a finished pretraining leaves: the encoder, its card, curves, figures, times, and the method's own pictures.
+"""What a finished pretraining leaves: encoder, whole method, card, curves, figures, times, the method's own pictures.
 
 Writes files; trains nothing. All but timing.json are the same bytes for the same run.
 """
@@ -15,21 +15,21 @@ from typing import Any
 import safetensors.torch
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from cl_core.data.files import write_bytes, write_json
 from cl_core.data.sampling import SampleRng
 from cl_core.data.store import Split, to_float
 from cl_core.training.probe import evaluating
 from cl_core.training.tracking import curves_csv
-from cl_core.types import Method, Panel, Representation
+from cl_core.types import Method, Panel
 
 PANEL_IMAGES = 8
 
 
-def write_encoder(representation: Representation, path: Path) -> None:
+def write_weights(module: nn.Module, path: Path) -> None:
     """Weights and buffers as safetensors: float32 whatever they were trained in, contiguous, names as they are."""
-    state = {name: _plain(tensor) for name, tensor in representation.state_dict().items()}
+    state = {name: _plain(tensor) for name, tensor in module.state_dict().items()}
     write_bytes(path, safetensors.torch.save(state))
 
 

@@ -25,7 +25,7 @@ from cl_core.errors import CheckpointError, DataError, Interrupted
 from cl_core.measures.diagnostics import collapse_figures
 from cl_core.training.checkpoint import Checkpoints
 from cl_core.training.optim import Schedule
-from cl_core.training.outputs import finite, write_card, write_curves, write_encoder, write_panels
+from cl_core.training.outputs import finite, write_card, write_curves, write_panels, write_weights
 from cl_core.training.precision import Choice, choices, decide, decision_key
 from cl_core.training.probe import OnlineKnn
 from cl_core.training.progress import Status, Throughput
@@ -283,7 +283,8 @@ def write_outputs(trainer: Trainer, out: Path, card: Mapping[str, Any], validati
     metrics = finite(trainer.rows[-1])
     training = {"steps": trainer.step, "peak_lr": run.rates.peak_lr, **asdict(trainer.choice), "final": metrics}
     sample = to_float(run.split.images(torch.arange(2)).to(run.device))
-    write_encoder(run.method.representation(), out / "encoder.safetensors")
+    write_weights(run.method.representation(), out / "encoder.safetensors")
+    write_weights(run.method, out / "method.safetensors")
     write_card(run.method, sample, out / "encoder.json", {**card, "training": training})
     write_curves(trainer.rows, out / "curves.csv")
     write_panels(run.method, validation, out / "panels", run.seed, run.device)

@@ -26,7 +26,9 @@ stage, name = sys.argv[2], (sys.argv[3:] or [""])[0]
 A = Path("artifacts")
 OUTPUTS = {{
     "views": ["plan.json", "preview.png", "statistics.json"],
-    "pretrain": ["encoder.safetensors", "encoder.json", "metrics.json", "curves.csv", "panels/panels.json"],
+    "pretrain": [
+        "encoder.safetensors", "method.safetensors", "encoder.json", "metrics.json", "curves.csv", "panels/panels.json"
+    ],
     "embed": ["train.safetensors", "embed.json"],
     "linear_eval": ["metrics.json", "predictions.safetensors"],
     "finetune": ["metrics.json"],
@@ -36,7 +38,7 @@ INPUTS = {{
     "pretrain": ["views/plan.json"],
     "embed": ["pretrain/encoder.safetensors"],
     "linear_eval": ["embed/train.safetensors"],
-    "finetune": ["pretrain/encoder.safetensors"],
+    "finetune": ["pretrain/method.safetensors"],
 }}
 
 def write(path, text):

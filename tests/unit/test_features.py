@@ -14,7 +14,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from cl_core.data.ingest import SplitRule, ingest
 from cl_core.data.store import Store, to_float
 from cl_core.errors import CheckpointError, DataError
-from cl_core.evaluation.features import Features, extract, load_representation, pool, raw_pixels
+from cl_core.evaluation.features import Features, extract, load_weights, pool, raw_pixels
 from cl_core.types import Example
 
 
@@ -190,7 +190,7 @@ def test_weights_that_fit_are_loaded_and_others_are_named(tmp_path):
     source, target = Net(), Net()
     nn.init.ones_(source.linear.weight)
     save_file(source.state_dict(), path)
-    load_representation(target, path)
+    load_weights(target, path)
     assert torch.equal(target.linear.weight, source.linear.weight)
 
     state = source.state_dict() | {"linear.weight": torch.zeros(2, 2), "extra": torch.zeros(1)}
@@ -198,9 +198,9 @@ def test_weights_that_fit_are_loaded_and_others_are_named(tmp_path):
     save_file(state, path)
     message = r"missing: norm\.bias; unexpected: extra; of another shape: linear\.weight"
     with pytest.raises(CheckpointError, match=message):
-        load_representation(target, path)
+        load_weights(target, path)
 
 
 def test_weights_that_cannot_be_read_are_an_error_of_the_checkpoint(tmp_path):
     with pytest.raises(CheckpointError, match="cannot be read"):
-        load_representation(Net(), tmp_path / "absent.safetensors")
+        load_weights(Net(), tmp_path / "absent.safetensors")
