@@ -134,11 +134,13 @@ def _run_to_the_end(session: Session, jobs: int, retries: int) -> None:
 
 
 def _drive(session: Session, jobs: int, retries: int) -> None:
-    """Submit each stage when its parents are done and one of `jobs` places is free.
+    """Submit each stage when its parents are done and one of `jobs` places is free, experiment by experiment.
 
-    Tasks that wait for their parents inside the task runner would take places from stages that could run.
+    Tasks that wait for their parents inside the task runner would take places from stages that could run. The first
+    experiments end first, so that there are results to look at long before the last one has trained.
     """
-    waiting = list(session.plan.stages)
+    rank = {name: place for place, name in enumerate(session.plan.experiments)}
+    waiting = sorted(session.plan.stages, key=lambda stage: rank.get(stage.experiment or "", -1))
     running: dict[PrefectFuture[Any], Stage] = {}
     done: dict[str, PrefectFuture[Any]] = {}
     while waiting or running:

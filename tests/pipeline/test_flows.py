@@ -182,6 +182,16 @@ def test_independent_stages_run_side_by_side_up_to_the_limit(scratch, server):
     assert set(states_shown(run(scratch, server, "--jobs", "2")).values()) == {"ran"}
 
 
+def test_the_first_experiment_ends_before_the_last_one_trains(scratch, server):
+    text = (scratch / "dvc.yaml").read_text()
+    judge = "  judge:\n    foreach: ${experiments}\n    do:\n      cmd: python job.py ${item}.txt out/${item}/judged\n"
+    judge += "      deps: ['out/${item}/encoder']\n      outs: ['out/${item}/judged']\n"
+    (scratch / "dvc.yaml").write_text(text.replace("  report:\n", f"{judge}  report:\n"))
+    lines = [line.split() for line in run(scratch, server, "--jobs", "1").splitlines()]
+    ran = [line[0] for line in lines if line[1:2] == ["ran"]]
+    assert ran.index("judge@a") < ran.index("pretrain@b")
+
+
 def test_ctrl_c_stops_the_running_stages_and_exits_with_130(finished, server):
     process, job = start_and_sleep(finished, server)
     process.send_signal(signal.SIGINT)
