@@ -60,6 +60,12 @@ def normalized(lab: Tensor) -> Tensor:
     return torch.cat([(lightness - 50) / 100, ab / _REACH], dim=1)
 
 
+def denormalized(channels: Tensor) -> Tensor:
+    """The inverse of `normalized`."""
+    lightness, ab = channels.split([1, 2], dim=1)
+    return torch.cat([lightness * 100 + 50, ab * _REACH], dim=1)
+
+
 def strided(channels: Tensor, stride: int) -> Tensor:
     """Every stride-th pixel of (N, C, H, W), as in the authors' code: the mean of pixels would be greyer than they."""
     return channels[:, :, ::stride, ::stride]

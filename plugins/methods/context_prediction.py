@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from cl_core.data.sampling import SampleRng
 from cl_core.errors import ConfigError
-from cl_core.types import Method, Representation, StepOutput, Views
-from plugins.methods.tiles import CONSTANT, cut_tiles, zoomed
+from cl_core.types import Method, Panel, Representation, StepOutput, Views
+from plugins.methods.panels import SHOWN, contact_sheet, judging
+from plugins.methods.tiles import CONSTANT, cut_tiles, mosaic, zoomed
 
 Mode = Literal["grid", "pair"]
 Colour = Literal["projection", "dropping", "none"]
@@ -92,14 +93,18 @@ class ContextPrediction(Method):
 
     def make_views(self, images: Tensor, rng: SampleRng) -> Views:
         """images (N, C, H, W) -> patches (N, T, C, p, p), T 9 in row-major order, or 2 with targets the label (N,)."""
-        stream = rng.child(0)
+        patches, labels = self._cut(images, rng.child(0))
+        return Views(images=(self._prepare(patches),), targets=labels)
+
+    def _cut(self, images: Tensor, stream: SampleRng) -> tuple[Tensor, Tensor | None]:
+        """Patches (N, T, C, p, p) as they come from the images, and the labels of pairs."""
         shape = PatchGeometry.of(images, self.mode, self.patch, self.gap, self.jitter)
         corners, labels = (shape.grid(stream), None) if self.mode == "grid" else shape.pair(stream)
         corners = corners.to(images.device)[:, :, None, :].expand(-1, -1, images.shape[1], -1)
         patches = cut_tiles(self._source(images, stream), corners, shape.patch).contiguous()
         if self.colour == "dropping":
             patches = dropped(patches, stream)
-        return Views(images=(self._prepare(patches),), targets=None if labels is None else labels.to(images.device))
+        return patches, None if labels is None else labels.to(images.device)
 
     def forward(self, views: Views) -> StepOutput:
         """Cross-entropy of the side. Nothing to collapse: a constant encoder stays at the entropy of the labels."""
@@ -136,6 +141,25 @@ class ContextPrediction(Method):
             "single_patch_accuracy": best,
         }
 
+    def panels(self, images: Tensor, rng: SampleRng) -> list[Panel]:
+        """A few images: patches around one of them where they lie, and where the network puts them."""
+        patches, labels = self._cut(images, rng.child(0))
+        patches = patches[:SHOWN]
+        grid = labels is None
+        centre = GRID**2 // 2 if grid else 0
+        others = [index for index in range(patches.shape[1]) if index != centre]
+        with judging(self):
+            features = self.patch_features(self._prepare(patches))
+            guesses = self.logits(features[:, [centre] * len(others)], features[:, others]).argmax(dim=-1)
+        true = torch.arange(len(STEPS), device=guesses.device).expand_as(guesses) if grid else labels[:SHOWN, None]
+        boards = [placed(patches[:, centre], patches[:, others], sides) for sides in (true, guesses)]
+        caption = (
+            f"Each row: {'the patches around the middle one' if grid else 'a patch and a second one'} where they lie, "
+            f"and where the network puts them; of several in one place the last is seen. "
+            f"{int((guesses == true).sum())} of {guesses.numel()} sides are right; chance is 1 in {len(STEPS)}."
+        )
+        return [Panel(title="Sides of a patch", caption=caption, image=contact_sheet([mosaic(b) for b in boards]))]
+
     @property
     def _prepare(self) -> Callable[[Tensor], Tensor]:
         # No bound method: a representation would carry the whole of this object along.
@@ -160,6 +184,21 @@ class ContextPrediction(Method):
         """Accuracy where the second patch is unknown: after the batch norm the mean features are zeros."""
         guesses = self.logits(features, torch.zeros_like(features)).argmax(dim=-1)  # (N, T), the same for all sides
         return (guesses[:, self.pairs[:, 0]] == labels).float().mean()
+
+
+def placed(first: Tensor, others: Tensor, sides: Tensor) -> Tensor:
+    """3x3 cells, row-major, with one patch in the middle and others on its sides, the rest grey: (N, 9, C, p, p).
+
+    first: (N, C, p, p). others: (N, K, C, p, p). sides: (N, K) int64 in 0..7; of two on one side the later is seen.
+    """
+    middle = GRID**2 // 2
+    board = torch.full_like(first, 0.8)[:, None].repeat(1, GRID**2, 1, 1, 1)
+    board[:, middle] = first
+    rows = torch.arange(len(first), device=first.device)
+    for index in range(others.shape[1]):
+        side = sides[:, index]
+        board[rows, side + (side >= middle)] = others[:, index]
+    return board
 
 
 @dataclass(frozen=True, kw_only=True)

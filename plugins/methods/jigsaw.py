@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from cl_core.data.sampling import SampleRng
 from cl_core.types import Method, Panel, Representation, StepOutput, UnitInterval, Views
-from plugins.methods.panels import judging
+from plugins.methods.panels import framed, judging
 from plugins.methods.permutations import Rule, permutation_set
 from plugins.methods.tiles import TileGeometry, cut_tiles, grayed, mosaic, standardize, zoomed
 
@@ -32,7 +32,6 @@ _LABEL, _CROP, _JITTER, _SHIFT, _GRAY, _ZOOM = range(6)
 
 PUZZLES_SHOWN = 6
 TILE_SHOWN = 32  # pixels; smaller tiles are enlarged by a whole factor
-_RIGHT, _WRONG = (0.1, 0.6, 0.2), (0.85, 0.15, 0.1)
 
 
 class Jigsaw(Method):
@@ -185,18 +184,8 @@ def _layer(wide: int, narrow: int, dropout: float) -> list[nn.Module]:
 
 def _picture(shuffled: Tensor, true: Tensor, predicted: Tensor, right: Tensor) -> np.ndarray:
     """One row per puzzle with its three orders side by side: (H, W, 3) uint8, enlarged so that tiles can be seen."""
-    verdicts = torch.where(right[:, None], shuffled.new_tensor(_RIGHT), shuffled.new_tensor(_WRONG))
-    neutral = torch.ones_like(verdicts)
-    columns = [_framed(mosaic(tiles), neutral) for tiles in (shuffled, true)] + [_framed(mosaic(predicted), verdicts)]
+    columns = [framed(mosaic(shuffled)), framed(mosaic(true)), framed(mosaic(predicted), right)]
     sheet = torch.cat(list(torch.cat(columns, dim=3)), dim=1)  # (3, rows of puzzles, columns of orders)
     pixels = sheet.mul(255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
     enlarge = max(1, TILE_SHOWN // shuffled.shape[-1])
     return pixels.repeat(enlarge, axis=0).repeat(enlarge, axis=1)
-
-
-def _framed(pictures: Tensor, colours: Tensor, width: int = 2) -> Tensor:
-    """(N, C, h, w) on a ground of the given colours (N, 3): (N, 3, h + 2 width, w + 2 width)."""
-    height, breadth = (side + 2 * width for side in pictures.shape[-2:])
-    ground = colours[:, :, None, None].repeat(1, 1, height, breadth)
-    ground[:, :, width:-width, width:-width] = pictures
-    return ground

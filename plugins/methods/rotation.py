@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from cl_core.data.sampling import SampleRng
 from cl_core.errors import ConfigError
-from cl_core.types import Augmentation, Method, StepOutput, Views
+from cl_core.types import Augmentation, Method, Panel, StepOutput, Views
+from plugins.methods.panels import SHOWN, contact_sheet, framed, judging
 
 TURNS = 4
 
@@ -59,6 +60,23 @@ class Rotation(Method):
     def trivial(self) -> dict[str, float]:
         """Of equal scores for all rotations: log(4), and chance."""
         return {"loss": math.log(TURNS), "accuracy": 1 / TURNS}
+
+    def panels(self, images: Tensor, rng: SampleRng) -> list[Panel]:
+        """A few images: as they are, turned, and turned back by what the network answers."""
+        upright = images[:SHOWN]
+        rows = torch.arange(len(upright), device=images.device)
+        turns = rng.integers(0, TURNS)[: len(upright)].to(images.device)
+        shown = rotations(upright)[rows, turns]
+        with judging(self):
+            guesses = self.classifier(self.encoder(shown)).argmax(dim=1)
+        undone = rotations(shown)[rows, -guesses % TURNS]
+        right = guesses == turns
+        caption = (
+            f"Each row: an image, what the network was shown, and that turned back by its answer. "
+            f"{int(right.sum())} of {len(rows)} are right (green frame); chance is 1 in {TURNS}."
+        )
+        sheet = contact_sheet([framed(upright), framed(shown), framed(undone, right)])
+        return [Panel(title="Rotations", caption=caption, image=sheet)]
 
 
 def rotations(images: Tensor) -> Tensor:

@@ -17,11 +17,13 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from cl_core.data.sampling import SampleRng
-from cl_core.types import Augmentation, Encoder, Method, Representation, StepOutput, Views
-from plugins.methods.color import ColorBins, normalized, require_color, rgb_to_lab, strided
+from cl_core.types import Augmentation, Encoder, Method, Panel, Representation, StepOutput, Views
+from plugins.methods.color import ColorBins, denormalized, lab_to_rgb, normalized, require_color, rgb_to_lab, strided
+from plugins.methods.panels import SHOWN, contact_sheet, judging
 from plugins.methods.pixel_head import PixelHead, last_map
 
 _PREPARED_AT_ONCE = 256
+_TEMPERATURE = 0.38  # of the annealed mean that pictures are drawn with, as in colorization
 
 
 class SplitBrain(Method):
@@ -113,6 +115,24 @@ class SplitBrain(Method):
         total = color.get("loss", math.inf) + lightness.get("loss", math.inf)
         return {**({"loss": total} if math.isfinite(total) else {}), **_named(color=color, lightness=lightness)}
 
+    def panels(self, images: Tensor, rng: SampleRng) -> list[Panel]:
+        """A few images: in grey, in predicted colours, with predicted lightness, and as they are."""
+        truth = images[:SHOWN]
+        lab = rgb_to_lab(truth)
+        (lightness, color), size = normalized(lab).split([1, 2], dim=1), strided(lab, self.stride).shape[-2:]
+        with judging(self):
+            of_color = self.color_head(last_map(self.encoder.lightness, lightness), size)
+            of_lightness = self.lightness_head(last_map(self.encoder.color, color), size)
+            ab = _resized(self.color_target.decode(of_color.float()), lab)
+            grey = _resized(self.lightness_target.decode(of_lightness.float()), lab)
+        columns = [(lab[:, :1], lab[:, 1:] * 0), (lab[:, :1], ab), (grey, lab[:, 1:]), (lab[:, :1], lab[:, 1:])]
+        caption = (
+            "Each row: the lightness that one half sees, with the colours that it predicts; the colours that the other "
+            "half sees, with the lightness that it predicts; and the image itself."
+        )
+        sheet = contact_sheet([lab_to_rgb(torch.cat(parts, dim=1)) for parts in columns])
+        return [Panel(title="Colour from lightness, lightness from colour", caption=caption, image=sheet)]
+
 
 class SplitEncoder(Encoder):
     """Two encoders side by side that share no weight: the first channel goes to one, the other two to the other."""
@@ -146,6 +166,10 @@ class Target(nn.Module, ABC):
         """Loss and metrics of a head's output (N, width, h, w) float32 on lab (N, 3, h, w)."""
 
     @abstractmethod
+    def decode(self, output: Tensor) -> Tensor:
+        """The channels of Lab that an output (N, width, h, w) stands for: (N, 1 or 2, h, w)."""
+
+    @abstractmethod
     def observe(self, lab: Tensor) -> None:
         """Take from the training images (M, 3, h, w) what `constant` and weights need."""
 
@@ -167,6 +191,10 @@ class ColorClasses(Target):
         soft = self.bins.encode(lab[:, 1:])
         loss = (self.bins.worth(soft) * F.cross_entropy(output, soft, reduction="none")).mean()
         return loss, {"accuracy": _accuracy(output, soft.argmax(dim=1))}
+
+    def decode(self, output: Tensor) -> Tensor:
+        """The annealed mean of the bins."""
+        return self.bins.decode(output, _TEMPERATURE)
 
     def observe(self, lab: Tensor) -> None:
         """Take the prior."""
@@ -199,6 +227,11 @@ class LightnessClasses(Target):
         bins = self.bins(lab)
         return F.cross_entropy(output, bins), {"accuracy": _accuracy(output, bins)}
 
+    def decode(self, output: Tensor) -> Tensor:
+        """The annealed mean of the middles of the bins."""
+        middles = (torch.arange(self.width, device=output.device) + 0.5) * (100 / self.width)
+        return torch.einsum("nqhw,q->nhw", (output / _TEMPERATURE).softmax(dim=1), middles)[:, None]
+
     def observe(self, lab: Tensor) -> None:
         """Take the frequencies."""
         counts = torch.bincount(self.bins(lab).flatten(), minlength=self.width)
@@ -227,6 +260,12 @@ class Regression(Target):
         """Mean over the pixels; no metrics beside it."""
         return (output - normalized(lab)[:, self.channels]).square().sum(dim=1).mean() / 2, {}
 
+    def decode(self, output: Tensor) -> Tensor:
+        """The output, no longer normalised."""
+        whole = output.new_zeros(len(output), 3, *output.shape[-2:])
+        whole[:, self.channels] = output
+        return denormalized(whole)[:, self.channels]
+
     def observe(self, lab: Tensor) -> None:
         """Take the variance."""
         variance = normalized(lab)[:, self.channels].var(dim=(0, 2, 3), correction=0)
@@ -240,6 +279,10 @@ class Regression(Target):
 def normalized_lab(images: Tensor) -> Tensor:
     """What the encoder sees of RGB images (N, 3, H, W) in [0, 1]: all of Lab, normalised."""
     return normalized(rgb_to_lab(images))
+
+
+def _resized(channels: Tensor, like: Tensor) -> Tensor:
+    return F.interpolate(channels, size=like.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def _accuracy(output: Tensor, bins: Tensor) -> Tensor:

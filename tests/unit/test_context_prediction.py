@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from cl_core.data.sampling import SampleRng
 from cl_core.errors import ConfigError
 from cl_core.types import Views
 from plugins.encoders import resnet8
-from plugins.methods.context_prediction import ContextPrediction, PatchGeometry, neighbours, projected
+from plugins.methods.context_prediction import ContextPrediction, PatchGeometry, neighbours, placed, projected
 
 UNGUARDED = {"colour": "none", "standardize": False, "min_crop": 1.0}
 AXIS = torch.tensor([-1.0, 2.0, -1.0])  # green minus magenta
@@ -373,3 +374,22 @@ def test_context_prediction_learns_where_patches_lie_from_both_of_them(mode):
         optimizer.step()
     assert output.metrics["accuracy"] > 0.9
     assert output.metrics["single_patch_accuracy"] < 0.6
+
+
+@pytest.mark.parametrize("mode", ["grid", "pair"])
+def test_panel_puts_patches_where_the_network_says_and_counts_right_sides(mode):
+    method = context(mode=mode)
+    with torch.no_grad():
+        method.head[2].weight.zero_()
+        method.head[2].bias.copy_(torch.eye(8)[6])  # always "below"
+    (panel,) = method.panels(random_images(), rng())
+    answers = 6 if mode == "pair" else 48
+    right = int((method.make_views(random_images(), rng()).targets == 6).sum()) if mode == "pair" else 6
+    assert f"{right} of {answers} sides are right; chance is 1 in 8" in panel.caption
+    assert panel.image.dtype == np.uint8
+
+
+def test_patches_are_placed_on_their_sides_around_the_first():
+    first, others = torch.zeros(1, 3, 2, 2), torch.stack([torch.full((3, 2, 2), 0.3), torch.full((3, 2, 2), 0.6)])[None]
+    board = placed(first, others, torch.tensor([[1, 7]]))[0, :, 0, 0, 0]
+    assert board.tolist() == pytest.approx([0.8, 0.3, 0.8, 0.8, 0.0, 0.8, 0.8, 0.8, 0.6])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -156,3 +157,23 @@ def test_rotation_learns_where_up_is():
         output.loss.backward()
         optimizer.step()
     assert output.metrics["accuracy"] > 0.95
+
+
+def test_panel_turns_images_back_by_the_answer_and_frames_right_ones_green():
+    method = rotation(unchanged)
+    with torch.no_grad():
+        method.classifier.weight.zero_()
+        method.classifier.bias.copy_(torch.tensor([0.0, 9.0, 0.0, 0.0]))  # always "one quarter turn"
+    images = random_images()
+    turns = rng().integers(0, 4)
+    (panel,) = method.panels(images, rng())
+    rows = np.split(panel.image, 6)  # 8 px enlarged 8 times, 2 px frame, 2 px gap: 16 px of 8 each, per column
+    pixels = [[cell[::8, ::8][4:-4, 4:-4] for cell in np.split(row, 3, axis=1)] for row in rows]
+    for turn, image, (upright, shown, undone) in zip(turns.tolist(), images, pixels, strict=True):
+        original = (image * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+        assert np.array_equal(upright, original)
+        assert np.array_equal(shown, np.rot90(original, turn))
+        assert np.array_equal(undone, np.rot90(original, turn - 1))
+    frames = [np.split(row, 3, axis=1)[2][::8, ::8][2, 2].tolist() for row in rows]
+    assert [frame[1] > frame[0] for frame in frames] == [turn == 1 for turn in turns.tolist()]
+    assert f"{turns.tolist().count(1)} of 6 are right" in panel.caption

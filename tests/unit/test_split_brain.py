@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -344,3 +345,28 @@ def test_both_halves_learn_that_light_is_red_and_dark_is_blue():
     for direction in ("color", "lightness"):
         assert method.trivial()[f"{direction}_accuracy"] < 0.7
         assert output.metrics[f"{direction}_accuracy"] > 0.9
+
+
+@pytest.mark.parametrize("targets", ["classification", "regression"])
+def test_targets_decode_to_the_channels_they_were_made_from(targets):
+    method = split_brain(targets=targets)
+    lab = torch.tensor([51.0, 20.0, -20.0])[None, :, None, None].expand(2, 3, 4, 4)  # in the middle of their bins
+    if targets == "classification":
+        color = 100 * method.color_target.bins.encode(lab[:, 1:])
+        lightness = 100 * F.one_hot(method.lightness_target.bins(lab), 50).movedim(-1, 1).float()
+    else:
+        lightness, color = normalized(lab).split([1, 2], dim=1)
+    torch.testing.assert_close(method.color_target.decode(color), lab[:, 1:], atol=1e-3, rtol=0)
+    torch.testing.assert_close(method.lightness_target.decode(lightness), lab[:, :1], atol=1e-3, rtol=0)
+
+
+def test_panel_shows_both_predictions_beside_the_image():
+    method = split_brain()
+    images = random_images()
+    (panel,) = method.panels(images, rng())
+    grey, _, _, true = np.split(panel.image, 4, axis=1)
+    middle = panel.image.shape[0] // len(images) // 2
+    assert len(set(grey[middle, middle].tolist())) == 1
+    enlarge = grey.shape[1] // (images.shape[-1] + 4)
+    pixels = true[::enlarge, ::enlarge][2 : 2 + images.shape[-1], 2:-2] / 255
+    assert np.abs(pixels - images[0].permute(1, 2, 0).numpy()).max() < 0.01
