@@ -65,7 +65,9 @@ def register_losses() -> Factories:  # type: ignore[empty-body]
     """Return {name: factory} of callables that a method receives as `loss`.
 
     For a contrastive loss: `loss(z_a, z_b) -> scalar`, z_a and z_b (N, D) the projections of two views, not normalised.
-    A loss may ask for a `score`, a part of its own.
+    A loss may ask for a `score`, a part of its own. One whose anchors each choose one among candidates (InfoNCE) may
+    offer `candidates(pairs) -> int`, their number for a batch of so many pairs; methods then log `information_bound`,
+    log(candidates) - loss.
     """
 
 

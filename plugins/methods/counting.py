@@ -41,9 +41,9 @@ class Counting(Method):
     The other image is the next one in the batch, so that the loss depends on who is together in it. Logs
     relative_error, the squared error of the sums over the squared norm of the counts (1 where nothing is counted),
     hinge_active, the share of images whose counts are closer to those of the other image than the margin,
-    active_counts, the share that is not 0, and mean_count, which explodes where scale alone keeps the margin. A loss
-    that rests at the margin with active_counts near 0 means that all counts have died; the learning rate has to be low
-    (1e-4 in the paper). Raises ConfigError for images of odd sides.
+    active_share, the share of counts that is not 0, and mean_count, which explodes where scale alone keeps the margin.
+    A loss that rests at the margin with active_share near 0 means that all counts have died; the learning rate has to
+    be low (1e-4 in the paper). Raises ConfigError for images of odd sides.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Counting(Method):
 
     def trivial(self) -> dict[str, float]:
         """Of a network that counts nothing: the loss is exactly the margin, and has no gradient."""
-        nothing = {"active_counts": 0.0, "mean_count": 0.0}
+        nothing = {"active_share": 0.0, "mean_count": 0.0}
         return {"loss": self.margin, "relative_error": 1.0, "hinge_active": 1.0, **nothing}
 
     def panels(self, images: Tensor, rng: SampleRng) -> list[Panel]:
@@ -156,7 +156,7 @@ def counting_metrics(whole: Tensor, error: Tensor, hinge: Tensor) -> dict[str, T
     return {
         "relative_error": torch.where(size > 0, error.mean() / size, torch.ones_like(size)),
         "hinge_active": (hinge > 0).float().mean(),
-        "active_counts": (whole > 0).float().mean(),
+        "active_share": (whole > 0).float().mean(),
         "mean_count": whole.mean(),
     }
 

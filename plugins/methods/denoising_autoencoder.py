@@ -8,6 +8,7 @@ Damage exists only in training; the representation never sees it, and no decoder
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -54,7 +55,8 @@ class DenoisingAutoencoder(Method):
 
     The target is standardised per channel over the batch, so that the loss is the unexplained share of the variance
     whatever the stage: 1 for predicting the mean, and `r2` is 1 - loss. `copy_loss` is what returning the damaged input
-    would cost; useful networks stay below both.
+    would cost; useful networks stay below both. `active_share` is the share of the stage's outputs that are not 0: a
+    stage whose units have died leaves nothing to learn for the next.
     """
 
     stage: Tensor
@@ -112,7 +114,8 @@ class DenoisingAutoencoder(Method):
                     clean = nn.Sequential(*blocks[:stage])(clean)
                 damaged, hit = self._damaged_features(clean)
             output = blocks[stage](damaged)
-        return self._judged(self.decoders[stage](output), damaged, clean, hit)
+        judged = self._judged(self.decoders[stage](output), damaged, clean, hit)
+        return replace(judged, metrics={**judged.metrics, "active_share": (output != 0).float().mean()})
 
     def after_update(self, progress: float) -> None:
         """Go on to the next stage when its part of the run begins; progress in (0, 1]."""
@@ -120,8 +123,8 @@ class DenoisingAutoencoder(Method):
         self.stage.fill_(sum(progress >= end for end in ends[:-1]))
 
     def trivial(self) -> dict[str, float]:
-        """Of predicting every channel's mean."""
-        return {"loss": 1.0, "r2": 0.0}
+        """Of predicting every channel's mean, as a stage of dead units does."""
+        return {"loss": 1.0, "r2": 0.0, "active_share": 0.0}
 
     def panels(self, images: Tensor, rng: SampleRng) -> list[Panel]:
         """Clean, damaged and restored images; of a stacked encoder there is no decoder back to the image."""

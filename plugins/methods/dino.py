@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from cl_core.data.sampling import SampleRng
 from cl_core.types import Augmentation, Method, Momentum, StepOutput, UnitInterval, Views
+from plugins.methods.assignment import assignment_information
 from plugins.methods.ema import momentum_at, move_average
 
 
@@ -35,7 +36,8 @@ class DINO(Method):
     frozen: share of the run in which the last layer of the head stays as it is; one epoch in the paper.
 
     The loss is log K for a teacher without opinion. `teacher_entropy` falling to 0, or staying at log K with
-    `divergence` 0, are the two ways to collapse.
+    `divergence` 0, are the two ways to collapse; `assignment_information`, what the teacher's answer tells about an
+    image, is 0 in both, while the encoder's output may still look well spread.
     """
 
     centre: Tensor
@@ -87,7 +89,12 @@ class DINO(Method):
         beliefs = [F.softmax((t - self.centre) / self._sharpness(), dim=1) for t in targets]
         loss = distillation_loss(beliefs, [s.float() / self.student_temperature for s in students])
         entropy = torch.stack([-(p * p.clamp(min=1e-12).log()).sum(dim=1).mean() for p in beliefs]).mean()
-        metrics = {"teacher_entropy": entropy, "divergence": loss.detach() - entropy}
+        information = assignment_information(torch.cat(beliefs))
+        metrics = {
+            "teacher_entropy": entropy,
+            "divergence": loss.detach() - entropy,
+            "assignment_information": information,
+        }
         return StepOutput(loss=loss, metrics=metrics, embedding=embeddings[0].detach().float())
 
     def after_update(self, progress: float) -> None:
@@ -102,7 +109,7 @@ class DINO(Method):
     def trivial(self) -> dict[str, float]:
         """Of a teacher and a student without opinion."""
         uniform = math.log(len(self.centre))
-        return {"loss": uniform, "teacher_entropy": uniform, "divergence": 0.0}
+        return {"loss": uniform, "teacher_entropy": uniform, "divergence": 0.0, "assignment_information": 0.0}
 
     def _sharpness(self) -> float:
         first, last = self.teacher_temperature

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from cl_core.data.sampling import SampleRng
 from cl_core.heads import mlp
 from cl_core.types import Augmentation, Method, StepOutput, UnitInterval, Views
+from plugins.methods.assignment import assignment_information
 from plugins.methods.queue import Queue
 
 
@@ -38,8 +39,10 @@ class SwAV(Method):
     hidden_dim, out_dim: widths of the projector; 2048 and 128 in the paper.
 
     Logs prototype_perplexity, exp of the entropy of the prototypes that are nearest to the batch's first two views: 1
-    where all images fall into one cluster, which is collapse, at most min(2N, prototypes); and swapped_accuracy, the
-    share of those views whose highest score is where the other view's code is highest.
+    where all images fall into one cluster, which is collapse, at most min(2N, prototypes); swapped_accuracy, the share
+    of those views whose highest score is where the other view's code is highest; and assignment_information, what the
+    predicted code of a view tells about it: 0 in that collapse and in the other, where all codes are even and the loss
+    rests at log(prototypes).
     """
 
     progress: Tensor
@@ -89,7 +92,7 @@ class SwAV(Method):
         self._newest = z[:2].detach().flatten(0, 1)  # for `after_update`
         return StepOutput(
             loss=swapped_loss(scores, codes, self.temperature),
-            metrics=cluster_figures(scores[:2], codes),
+            metrics=cluster_figures(scores[:2], codes, self.temperature),
             embedding=z[0].detach(),
         )
 
@@ -103,7 +106,7 @@ class SwAV(Method):
 
     def trivial(self) -> dict[str, float]:
         """Of equal scores for all prototypes: log(prototypes); and of all images in one cluster."""
-        return {"loss": math.log(len(self.prototypes)), "prototype_perplexity": 1.0}
+        return {"loss": math.log(len(self.prototypes)), "prototype_perplexity": 1.0, "assignment_information": 0.0}
 
     def _embeddings(self, views: Views) -> Tensor:
         """Unit vectors of all views: (V, N, D) float32. Views of one size pass together, as in the authors' code."""
@@ -149,11 +152,13 @@ def swapped_loss(scores: Tensor, codes: Tensor, temperature: float) -> Tensor:
 
 
 @torch.no_grad()
-def cluster_figures(scores: Tensor, codes: Tensor) -> dict[str, Tensor]:
-    """Perplexity of the nearest prototypes, and how often they are those of the other view's code; both (2, N, K)."""
+def cluster_figures(scores: Tensor, codes: Tensor, temperature: float) -> dict[str, Tensor]:
+    """Perplexity of the nearest prototypes, how often they are those of the other view's code, and what the predicted
+    codes tell about the views; scores and codes (2, N, K)."""
     nearest = scores.argmax(dim=2)  # (2, N)
     shares = F.one_hot(nearest.flatten(), scores.shape[2]).float().mean(dim=0)
     return {
         "prototype_perplexity": torch.special.entr(shares).sum().exp(),
         "swapped_accuracy": (nearest == codes.flip(0).argmax(dim=2)).float().mean(),
+        "assignment_information": assignment_information((scores / temperature).softmax(dim=2).flatten(0, 1)),
     }

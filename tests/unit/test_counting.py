@@ -222,8 +222,8 @@ def test_loss_is_the_mean_of_both_terms_over_the_images():
     output = method(views)
     assert output.loss.item() == pytest.approx((sum(errors) + sum(hinges)) / 6, abs=1e-5)
     assert output.metrics["relative_error"].item() == pytest.approx(sum(errors) / whole.square().sum().item(), rel=1e-4)
-    assert output.metrics["active_counts"].item() == pytest.approx((whole > 0).float().mean().item())
-    assert 0 < output.metrics["active_counts"] < 1
+    assert output.metrics["active_share"].item() == pytest.approx((whole > 0).float().mean().item())
+    assert 0 < output.metrics["active_share"] < 1
 
 
 def test_order_of_the_tiles_does_not_matter():

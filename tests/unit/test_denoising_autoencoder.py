@@ -71,7 +71,9 @@ def test_the_target_is_the_clean_image_whatever_the_network_is_shown():
     model.encoder.stages = lambda _: {"stage": standard}
     assert float(model(made).loss) == pytest.approx(0, abs=1e-6)  # an oracle
     model.encoder.stages = lambda _: {"stage": torch.zeros_like(standard)}
-    assert float(model(made).loss) == pytest.approx(model.trivial()["loss"], abs=1e-4)  # the mean
+    dead = model(made)
+    assert float(dead.loss) == pytest.approx(model.trivial()["loss"], abs=1e-4)  # the mean
+    assert float(dead.metrics["active_share"]) == model.trivial()["active_share"] == 0
     shown = (damaged - clean.mean((0, 2, 3), keepdim=True)) / clean.std((0, 2, 3), correction=0, keepdim=True)
     model.encoder.stages = lambda _: {"stage": shown}
     output = model(made)

@@ -133,3 +133,17 @@ def test_a_student_learns_what_a_fixed_teacher_says_about_other_crops():
         divergences.append(float(output.metrics["divergence"]))
     assert sum(divergences[-5:]) < 0.6 * sum(divergences[5:10])
     assert 0.1 < float(output.metrics["teacher_entropy"]) < math.log(K)
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e3])
+def test_a_teacher_of_one_opinion_tells_nothing_be_it_sharp_or_flat(temperature):
+    model = method(teacher_temperature=(temperature, temperature))
+    last = model.teacher[1].layers[-1]
+    torch.nn.init.zeros_(last.weight)
+    torch.nn.init.ones_(last.bias)
+    metrics = model(views(model)).metrics
+    assert float(metrics["assignment_information"]) == pytest.approx(
+        model.trivial()["assignment_information"], abs=1e-5
+    )
+    assert float(metrics["teacher_entropy"]) == pytest.approx(0 if temperature < 1 else math.log(K), abs=0.01)
+    assert float(method()(views(model)).metrics["assignment_information"]) > 0.01

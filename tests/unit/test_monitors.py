@@ -12,7 +12,7 @@ from cl_core.measures.diagnostics import collapse_figures
 from cl_core.types import RunInfo
 from plugins import monitors
 
-HEALTHY = {"feature_std": 1.0, "effective_rank": 40.0}
+HEALTHY = {"feature_std": 1.0, "effective_rank": 40.0, "active_share": 0.3, "assignment_information": 1.0}
 FLAT = {"feature_std": 0.05, "effective_rank": 40.0}
 LINE = {"feature_std": 1.0, "effective_rank": 1.2}
 
@@ -33,13 +33,37 @@ def watched(tmp_path):
     return start, lambda step, figures: hooks.on_log(step=step, metrics=figures)
 
 
-@pytest.mark.parametrize("figures", [FLAT, LINE, {"feature_std": math.nan, "effective_rank": math.nan}])
-def test_a_lasting_collapse_stops_the_run_and_says_what_to_do(watched, figures):
+@pytest.mark.parametrize(
+    ("figures", "said"),
+    [
+        (FLAT, r"feature_std is 0\.05.*below 0\.1, so all images.*lower optimizer\.lr"),
+        (LINE, r"effective_rank is 1\.2.*below 2, so the embeddings.*lower optimizer\.lr"),
+        ({"feature_std": math.nan, "effective_rank": math.nan}, "feature_std is nan"),
+        ({"active_share": 0.009}, r"active_share is 0\.009.*below 0\.01, so nearly all outputs are 0.*optimizer\.clip"),
+    ],
+)
+def test_a_lasting_collapse_stops_the_run_and_says_what_to_do(watched, figures, said):
     _, log = watched
     for step in (20, 30, 40, 50):
         log(step, figures)
-    with pytest.raises(CollapseError, match=r"collapsed: at step 60.*lower optimizer\.lr"):
+    with pytest.raises(CollapseError, match=rf"collapsed: at step 60 {said}"):
         log(60, figures)
+
+
+def test_answers_that_tell_nothing_are_judged_in_the_last_quarter(watched):
+    _, log = watched
+    for step in range(1, 76):
+        log(step, {"assignment_information": 0.001})
+    for step in range(76, 80):
+        log(step, {"assignment_information": 0.001})
+    with pytest.raises(CollapseError, match=r"assignment_information is 0\.001.*sharpen the targets"):
+        log(80, {"assignment_information": 0.001})
+
+
+def test_two_figures_that_dip_in_turn_do_not_add_up(watched):
+    _, log = watched
+    for step in range(20, 100):
+        log(step, FLAT if step % 2 else LINE)
 
 
 def test_a_dip_that_recovers_does_not_stop_the_run(watched):
