@@ -7,7 +7,6 @@ neither views nor encoders.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -73,7 +72,7 @@ class InfoNCE(nn.Module):
             loss = F.cross_entropy(scores, own)
             return (loss + F.cross_entropy(scores.T, own)) / 2 if self.symmetric else loss
 
-
-def information_bound(loss: Tensor, candidates: int) -> Tensor:
-    """Nats of mutual information that an InfoNCE loss over so many candidates proves (section 2.3): log N - L."""
-    return math.log(candidates) - loss
+    @staticmethod
+    def candidates(pairs: int) -> int:
+        """Among how many an anchor chooses: the other view of each image of the batch."""
+        return pairs

@@ -44,6 +44,11 @@ class NTXent(nn.Module):
             sibling = torch.arange(len(z), device=z.device).roll(len(z_a))
             return F.cross_entropy(logits, sibling)
 
+    @staticmethod
+    def candidates(pairs: int) -> int:
+        """Among how many an anchor chooses: all embeddings but itself."""
+        return 2 * pairs - 1
+
     def extra_repr(self) -> str:
         """Shown by print()."""
         return f"temperature={self.temperature}"

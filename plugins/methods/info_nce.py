@@ -6,6 +6,8 @@ candidates are is theirs.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,6 +25,17 @@ def info_nce(similarity: Tensor, own: Tensor, temperature: float) -> Tensor:
     similarity: (N, M) float32. own: (N,) int64 in [0, M).
     """
     return F.cross_entropy(similarity / temperature, own)
+
+
+def information_bound(loss: Tensor, candidates: int) -> Tensor:
+    """log N - L, in nats and without gradient: the mutual information that an InfoNCE loss L over N candidates proves.
+
+    A lower bound of that between anchor and positive where the others are independent draws from all positives (van den
+    Oord et al. 2018, section 2.3), which never exceeds log N. Candidates that come in pairs of views, from a queue or
+    from a moving network are none, so there it is a number to watch: 0 for equal scores, and not to be compared between
+    batch sizes. A higher one does not imply better features (Tschannen et al. 2020, arXiv:1907.13625).
+    """
+    return math.log(candidates) - loss.detach()
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from cl_core.data.sampling import SampleRng
 from cl_core.types import Augmentation, Method, Momentum, StepOutput, Views
 from plugins.methods.ema import move_average
-from plugins.methods.info_nce import contrast_figures, cosines, info_nce
+from plugins.methods.info_nce import contrast_figures, cosines, info_nce, information_bound
 from plugins.methods.queue import Queue
 
 
@@ -77,11 +77,11 @@ class MoCoV2(Method):
         self._keys = self._keys_of(key_view)  # for `after_update`
         similarity = queue_similarity(queries, self._keys, self.queue.vectors)
         own = torch.zeros(len(similarity), dtype=torch.int64, device=similarity.device)
-        return StepOutput(
-            loss=info_nce(similarity, own, self.temperature),
-            metrics=contrast_figures(similarity, own),
-            embedding=queries.detach().float(),
-        )
+        loss = info_nce(similarity, own, self.temperature)
+        figures = contrast_figures(similarity, own) | {
+            "information_bound": information_bound(loss, similarity.shape[1])
+        }
+        return StepOutput(loss=loss, metrics=figures, embedding=queries.detach().float())
 
     def after_update(self, progress: float) -> None:
         """Let the keys of this step into the queue and move the key network towards the new weights."""
@@ -90,7 +90,7 @@ class MoCoV2(Method):
 
     def trivial(self) -> dict[str, float]:
         """Of equal similarities to all candidates: log(1 + queue_size), and no query tells its key."""
-        return {"loss": math.log(1 + len(self.queue.vectors)), "contrastive_accuracy": 0.0}
+        return {"loss": math.log(1 + len(self.queue.vectors)), "contrastive_accuracy": 0.0, "information_bound": 0.0}
 
     def _queries(self, images: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, out_dim), neighbours in the batch passing together."""

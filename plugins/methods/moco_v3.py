@@ -16,7 +16,7 @@ from cl_core.data.sampling import SampleRng
 from cl_core.heads import mlp
 from cl_core.types import Augmentation, Method, Momentum, StepOutput, Views
 from plugins.methods.ema import momentum_at, move_average
-from plugins.methods.info_nce import contrast_figures, cosines, info_nce
+from plugins.methods.info_nce import contrast_figures, cosines, info_nce, information_bound
 
 
 class MoCoV3(Method):
@@ -69,9 +69,10 @@ class MoCoV3(Method):
             k_a, k_b = self.key_network(view_a), self.key_network(view_b)
         similarity = torch.cat([cosines(q_a, k_b), cosines(q_b, k_a)])  # (2N, N)
         own = torch.arange(len(k_a), device=similarity.device).repeat(2)
-        # The mean over 2N anchors is half the sum of both directions.
-        loss = 2 * self.temperature * 2 * info_nce(similarity, own, self.temperature)
-        return StepOutput(loss=loss, metrics=contrast_figures(similarity, own), embedding=q_a.detach().float())
+        mean = info_nce(similarity, own, self.temperature)  # over 2N anchors: half the sum of both directions
+        figures = contrast_figures(similarity, own) | {"information_bound": information_bound(mean, len(k_a))}
+        loss = 2 * self.temperature * 2 * mean
+        return StepOutput(loss=loss, metrics=figures, embedding=q_a.detach().float())
 
     def after_update(self, progress: float) -> None:
         """Move the key network towards the weights the optimiser has just set; progress in (0, 1]."""
@@ -80,7 +81,7 @@ class MoCoV3(Method):
 
     def trivial(self) -> dict[str, float]:
         """Of equal similarities to all keys: no query tells its own. The loss depends on the batch, see the class."""
-        return {"contrastive_accuracy": 0.0}
+        return {"contrastive_accuracy": 0.0, "information_bound": 0.0}
 
     def _predicted(self, images: Tensor) -> Tensor:
         """The queries of a view: (N, C, H, W) -> (N, out_dim)."""

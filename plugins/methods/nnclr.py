@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from cl_core.data.sampling import SampleRng
 from cl_core.heads import mlp
 from cl_core.types import Augmentation, Method, StepOutput, Views
-from plugins.methods.info_nce import contrast_figures, cosines, info_nce
+from plugins.methods.info_nce import contrast_figures, cosines, info_nce, information_bound
 from plugins.methods.queue import Queue
 
 
@@ -67,10 +67,12 @@ class NNCLR(Method):
         self._newest = z_a.detach()  # for `after_update`
         similarity = torch.cat([cosines(near_a, p_b), cosines(near_b, p_a)])  # (2N, N)
         own = torch.arange(len(z_a), device=similarity.device).repeat(2)
+        loss = info_nce(similarity, own, self.temperature)
         return StepOutput(
-            loss=info_nce(similarity, own, self.temperature),
+            loss=loss,
             metrics=contrast_figures(similarity, own)
             | {
+                "information_bound": information_bound(loss, len(z_a)),
                 "sibling_similarity": _mean_cosine(z_a, z_b),
                 "neighbour_similarity": (_mean_cosine(near_a, z_b) + _mean_cosine(near_b, z_a)) / 2,
             },
@@ -83,7 +85,8 @@ class NNCLR(Method):
 
     def trivial(self) -> dict[str, float]:
         """Of a constant output: all are neighbours, none is told. Its loss depends on the batch size, see the class."""
-        return {"contrastive_accuracy": 0.0, "sibling_similarity": 1.0, "neighbour_similarity": 1.0}
+        nothing = {"contrastive_accuracy": 0.0, "information_bound": 0.0}
+        return {**nothing, "sibling_similarity": 1.0, "neighbour_similarity": 1.0}
 
 
 @torch.no_grad()

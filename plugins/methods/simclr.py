@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from cl_core.data.sampling import SampleRng
 from cl_core.heads import mlp
 from cl_core.types import Augmentation, Method, StepOutput, Views
+from plugins.methods.info_nce import information_bound
 
 
 class SimCLR(Method):
@@ -29,8 +30,10 @@ class SimCLR(Method):
     head_norm: batch norm after the head's last layer too, as in the authors' released code.
 
     Logs positive_similarity, the mean cosine of siblings, and contrastive_accuracy, the share of the 2N anchors whose
-    nearest neighbour in the batch is their sibling. There is no `trivial` loss or accuracy to draw: that of a constant
-    encoder depends on the batch size (log(2N - 1) for NT-Xent) and on the loss; its positive_similarity is 1.
+    nearest neighbour in the batch is their sibling. Logs information_bound, log(candidates) less the loss, where the
+    loss says among how many candidates an anchor chooses, as `info_nce` and `nt_xent` do. There is no `trivial` loss or
+    accuracy to draw: that of a constant encoder depends on the batch size (log(2N - 1) for NT-Xent) and on the loss;
+    its positive_similarity is 1.
     """
 
     def __init__(
@@ -59,13 +62,18 @@ class SimCLR(Method):
         """Loss of one batch of pairs."""
         # One pass over both views, so that batch norm sees them together, as in the authors' code.
         z_a, z_b = self.head(self.encoder(torch.cat(views.images))).chunk(2)
-        return StepOutput(
-            loss=self.loss(z_a, z_b), metrics=contrastive_metrics(z_a, z_b), embedding=z_a.detach().float()
-        )
+        loss, metrics = self.loss(z_a, z_b), contrastive_metrics(z_a, z_b)
+        if self._counts_candidates:
+            metrics["information_bound"] = information_bound(loss, self.loss.candidates(len(z_a)))
+        return StepOutput(loss=loss, metrics=metrics, embedding=z_a.detach().float())
 
     def trivial(self) -> dict[str, float]:
         """Of a constant encoder: siblings agree perfectly. Its loss depends on the batch size, see the class."""
-        return {"positive_similarity": 1.0}
+        return {"positive_similarity": 1.0} | ({"information_bound": 0.0} if self._counts_candidates else {})
+
+    @property
+    def _counts_candidates(self) -> bool:
+        return hasattr(self.loss, "candidates")
 
 
 @torch.no_grad()

@@ -1,6 +1,9 @@
 """The general contrastive objective: its closed forms, the methods that are settings of it, and what it bounds."""
 
 import math
+import re
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,9 +11,10 @@ import torch.nn.functional as F
 
 from cl_core.errors import ConfigError
 from plugins.losses import DCL, DCLW, InfoNCE, NTXent, SupCon
-from plugins.losses.contrastive import contrastive_loss, information_bound
+from plugins.losses.contrastive import contrastive_loss
 from plugins.losses.scores import MLP, Bilinear, Cosine, Dot, Gaussian
 
+TOY = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "gaussian_toy.py"))
 N, D = 6, 5
 TEMPERATURE = 0.3
 
@@ -139,53 +143,25 @@ def test_the_gaussian_score_is_the_cosine_on_the_sphere_up_to_a_constant():
 # Correlated Gaussians, of which everything is known
 
 
-def correlated(count, dim, rho, generator):
-    a = torch.randn(count, dim, generator=generator, dtype=torch.float64)
-    noise = torch.randn(count, dim, generator=generator, dtype=torch.float64)
-    return a, rho * a + math.sqrt(1 - rho**2) * noise
-
-
-class DensityRatio:
-    """log p(b | a) / p(b) of Gaussians with correlation rho in each dimension: the best score there is."""
-
-    def __init__(self, rho):
-        self.rho = rho
-
-    def __call__(self, a, b):
-        given = (b[None] - self.rho * a[:, None]).square() / (1 - self.rho**2)
-        return (-0.5 * (given - b.square()[None]) - 0.5 * math.log(1 - self.rho**2)).sum(dim=-1)
-
-
-def bound(score, count, dim, rho, batches, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    loss = InfoNCE(score, symmetric=False)
-    with torch.no_grad():
-        losses = [loss(*correlated(count, dim, rho, generator)) for _ in range(batches)]
-    return float(information_bound(torch.stack(losses).mean(), count))
-
-
 @pytest.mark.parametrize(("dim", "count", "expected"), [(1, 16, 0.760), (4, 16, 2.23), (4, 128, 3.02), (10, 16, 2.75)])
 def test_the_bound_is_tight_for_many_candidates_and_never_above_their_log(dim, count, expected):
-    information = -0.5 * dim * math.log(1 - 0.9**2)
-    found = bound(DensityRatio(0.9), count, dim, 0.9, batches=600)
+    found = TOY["bound"](TOY["DensityRatio"](0.9), count, dim, 0.9, batches=600)
     assert found == pytest.approx(expected, abs=0.03)
-    assert found <= min(information, math.log(count)) + 0.03
+    assert found <= min(TOY["information"](dim, 0.9), math.log(count)) + 0.03
 
 
-def test_a_learned_score_comes_within_five_hundredths_of_a_nat_of_the_best_one():
-    rho, count = 0.9, 16
-    torch.manual_seed(0)
-    score = MLP(2, hidden_dim=64)
-    loss = InfoNCE(score, symmetric=False)
-    optimizer = torch.optim.AdamW(score.parameters(), lr=5e-3, weight_decay=0.0)
-    generator = torch.Generator().manual_seed(1)
-    steps = 1200
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for _ in range(steps):
-        a, b = (z.float() for z in correlated(64, 2, rho, generator))
-        optimizer.zero_grad()
-        loss(a, b).backward()
-        optimizer.step()
-        schedule.step()
-    best = bound(DensityRatio(rho), count, 2, rho, batches=1500)
-    assert bound(score.double(), count, 2, rho, batches=1500) == pytest.approx(best, abs=0.05)
+def test_the_example_shows_a_learned_score_within_five_hundredths_of_a_nat_of_the_best_one(capsys):
+    TOY["main"]()
+    information, few, best, many, learned = (
+        float(re.search(r": (\d\.\d+) nats", line)[1]) for line in capsys.readouterr().out.splitlines()
+    )
+    assert information == pytest.approx(-math.log(1 - 0.9**2), abs=1e-3)
+    assert few < best < many < information
+    assert learned == pytest.approx(best, abs=0.05)
+
+
+@pytest.mark.parametrize(("loss", "pairs", "candidates"), [(InfoNCE(Dot()), 8, 8), (NTXent(), 8, 15)])
+def test_equal_embeddings_cost_the_log_of_the_candidates_that_a_loss_counts(loss, pairs, candidates):
+    equal = torch.ones(pairs, D)
+    assert loss.candidates(pairs) == candidates
+    assert loss(equal, equal).item() == pytest.approx(math.log(candidates), rel=1e-5)

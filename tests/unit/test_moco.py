@@ -189,6 +189,7 @@ def test_v2_zero_similarities_show_the_trivial_figures():
     output = method(views_of(method))
     assert method.trivial()["loss"] == pytest.approx(math.log(21))
     assert output.loss.item() == pytest.approx(math.log(21), abs=1e-6)
+    assert output.metrics["information_bound"].item() == pytest.approx(method.trivial()["information_bound"], abs=1e-6)
     assert output.metrics["contrastive_accuracy"].item() == method.trivial()["contrastive_accuracy"] == 0
 
 
@@ -271,7 +272,10 @@ def test_v3_loss_is_two_tau_times_the_sum_of_both_directions(temperature):
     for queries, keys in ((q_a, k_b), (q_b, k_a)):
         similarity = F.normalize(queries).double() @ F.normalize(keys).double().T
         total += info_nce_by_the_book(similarity.tolist(), list(range(6)), temperature)
-    assert method(views).loss.item() == pytest.approx(2 * temperature * total, rel=1e-4)
+    output = method(views)
+    assert output.loss.item() == pytest.approx(2 * temperature * total, rel=1e-4)
+    # Of the loss as it was before the factor 2 * temperature.
+    assert output.metrics["information_bound"].item() == pytest.approx(math.log(6) - total / 2, abs=1e-4)
 
 
 def test_v3_equal_similarities_cost_four_tau_log_n_and_tell_nothing():

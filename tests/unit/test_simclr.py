@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cl_core.data.sampling import SampleRng
 from plugins.encoders import resnet8
-from plugins.losses import NTXent
+from plugins.losses import DCL, NTXent
 from plugins.methods import SimCLR
 from plugins.methods.simclr import contrastive_metrics
 
@@ -115,7 +115,16 @@ def test_constant_encoder_shows_the_trivial_figures():
         method.trivial()["positive_similarity"], abs=1e-6
     )
     assert output.loss.item() == pytest.approx(math.log(11), abs=1e-6)
+    assert output.metrics["information_bound"].item() == pytest.approx(method.trivial()["information_bound"], abs=1e-6)
     assert set(method.trivial()) <= {"loss", *output.metrics}
+
+
+def test_the_bound_is_logged_where_the_loss_says_among_how_many_candidates_it_chooses():
+    method = simclr()
+    output = method(method.make_views(random_images(), rng()))
+    assert output.metrics["information_bound"].item() == pytest.approx(math.log(11) - output.loss.item(), abs=1e-6)
+    method.loss = DCL()
+    assert "information_bound" not in {*method(method.make_views(random_images(), rng())).metrics, *method.trivial()}
 
 
 def test_contrastive_figures_equal_a_loop_over_anchors():
