@@ -28,6 +28,7 @@ from ruamel.yaml import YAML, YAMLError
 
 from cl_core.errors import ConfigError, ContrastError, did_you_mean
 from pipelines import leash
+from pipelines.cores import threads
 
 RESOLVE = "resolve"  # always changed by design: `contrast run` does its work in process, so no plan contains it
 USER_ERROR_EXITS = (1, 2)  # of `contrast stage`: a ContrastError, a wrong command line; trying again cannot help
@@ -184,12 +185,14 @@ def recorded_outputs(project: Path, stage: str) -> dict[str, str] | None:
 class Runner:
     """Runs stages of one project, several threads at a time, and can stop them all.
 
-    Each stage's output goes to `logs/<stage>.log`, which is left alone where DVC finds nothing to do.
+    Each stage's output goes to `logs/<stage>.log`, which is left alone where DVC finds nothing to do. jobs: how many
+    run side by side at most; each gets its share of the cores.
     """
 
-    def __init__(self, project: Path, logs: Path) -> None:
+    def __init__(self, project: Path, logs: Path, jobs: int = 1) -> None:
         self.project = project
         self.logs = logs
+        self.jobs = jobs
         self.stopping = False
         self._lock = threading.Lock()
         self._running: list[subprocess.Popen[str]] = []
@@ -243,7 +246,7 @@ class Runner:
             process = subprocess.Popen(
                 leash.command("dvc", "--wait-for-lock", "repro", "--single-item", stage),
                 cwd=self.project,
-                env=child_environment(),
+                env=child_environment(self.jobs),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -315,11 +318,12 @@ def end_group(process: subprocess.Popen[Any], grace: float = 30.0) -> None:
             time.sleep(0.05)
 
 
-def child_environment() -> dict[str, str]:
-    """Environment for DVC: our own `contrast` found first, output unbuffered, no telemetry."""
+def child_environment(jobs: int = 1) -> dict[str, str]:
+    """Environment for DVC: our own `contrast` found first, output unbuffered, no telemetry, one of `jobs` shares of the
+    cores."""
     folder = str(Path(sys.executable).parent)
     path = os.pathsep.join([folder, os.environ.get("PATH", os.defpath)])
-    return {**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", "DVC_NO_ANALYTICS": "1"}
+    return {**os.environ, **threads(jobs), "PATH": path, "PYTHONUNBUFFERED": "1", "DVC_NO_ANALYTICS": "1"}
 
 
 def _group_exists(group: int) -> bool:

@@ -108,15 +108,17 @@ def run_stage(stage: Stage, session: Session) -> State[str]:
 def pipeline(experiments: list[str] | None = None, project: str = ".", jobs: int | None = None) -> dict[str, str]:
     """Bring the stages of some or all experiments of a project up to date.
 
-    experiments: names from params.yaml; none means all. jobs: stages side by side, by default run.jobs of params.yaml.
+    experiments: names from params.yaml; none means all. jobs: stages side by side, which share the cores, by default
+    run.jobs of params.yaml.
     Returns stage -> "ran", "restored" or "up to date". Raises PipelineFailed after the independent stages are done.
     """
     folder = require_project(Path(project))
     with exclusive(folder):
         plan = plan_run(folder, experiments or ())
-        session = Session(plan, Runner(folder, folder / LOGS), Board(stage.name for stage in plan.stages))
         settings = RunSettings.read(folder)
-        _run_to_the_end(session, jobs or settings.jobs, settings.retries)
+        jobs = jobs or settings.jobs
+        session = Session(plan, Runner(folder, folder / LOGS, jobs), Board(stage.name for stage in plan.stages))
+        _run_to_the_end(session, jobs, settings.retries)
     _publish(folder, plan.experiments)
     if session.failures:
         raise PipelineFailed("\n".join(session.failures.values()))

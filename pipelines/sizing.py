@@ -6,7 +6,6 @@ and image headers only; decodes nothing, writes nothing.
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections import Counter
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from cl_core.errors import DataError
 from cl_core.types import Example
+from pipelines.cores import cores
 
 SAMPLE = 200  # image headers read to learn the usual size
 VALIDATION, TEST = 0.1, 0.2  # shares written into params.yaml
@@ -56,9 +56,7 @@ class Machine:
         """The machine we run on."""
         import torch
 
-        affinity = getattr(os, "sched_getaffinity", None)  # Linux; respects a container's limits
-        cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-        return cls(cores=cores, gpus=torch.cuda.device_count())
+        return cls(cores=cores(), gpus=torch.cuda.device_count())
 
 
 def measure(examples: Sequence[Example], where: Path) -> Images:
@@ -99,7 +97,7 @@ def settings(images: Images, machine: Machine) -> dict[str, object]:
     max_steps: {1000 if machine.gpus else 300}  # per fine-tuning run; more is fairer to large label sets and slower""",
         "train": "  precision: auto  # the fastest on this machine, measured once; fp32 or bf16 fixes it",
         "jobs": max(1, machine.gpus),
-        "jobs_why": "one per GPU" if machine.gpus else "one already uses all cores",
+        "jobs_why": "one per GPU" if machine.gpus else "one uses all cores, several share them",
     }
 
 
@@ -144,7 +142,7 @@ def digits_settings() -> dict[str, object]:
   channels_last: true
   knn_every: 5  # epochs""",
         "jobs": 1,
-        "jobs_why": "one already uses all cores",
+        "jobs_why": "one uses all cores, several share them",
     }
 
 

@@ -262,7 +262,8 @@ def begin(
     first = next(iter(run.loader(0, 1)))
     prepare(run)
     trainer = Trainer(run, choose(run, first, decisions, say), checkpoints, knn)
-    say(f"training for {trainer.total_steps} steps, peak learning rate {run.rates.peak_lr:.6g}, {trainer.choice}")
+    length = f"{trainer.total_steps} steps on {torch.get_num_threads()} threads"
+    say(f"training for {length}, peak learning rate {run.rates.peak_lr:.6g}, {trainer.choice}")
     return trainer
 
 
@@ -288,7 +289,7 @@ def write_outputs(trainer: Trainer, out: Path, card: Mapping[str, Any], validati
     write_card(run.method, sample, out / "encoder.json", {**card, "training": training})
     write_curves(trainer.rows, out / "curves.csv")
     write_panels(run.method, validation, out / "panels", run.seed, run.device)
-    write_json(out / "timing.json", trainer.throughput.report())
+    write_json(out / "timing.json", {**trainer.throughput.report(), "threads": torch.get_num_threads()})
     write_json(out / "metrics.json", metrics)
     return metrics
 

@@ -49,6 +49,8 @@ for line in text.splitlines():
     if word == "sleep":
         print("sleeping as", os.getpid(), flush=True)
         time.sleep(float(argument))
+    if word == "threads":
+        print("threads", os.environ.get("OMP_NUM_THREADS"), flush=True)
     if word == "say":
         print(argument, flush=True)
     if word == "meet":  # only returns when another stage has come to the same place

@@ -202,6 +202,30 @@ def test_the_environment_of_a_stage_finds_our_own_commands_first():
     assert first == str(Path(sys.executable).parent)
 
 
+@pytest.mark.parametrize(
+    ("jobs", "set_by_user", "seen"), [(1, None, "None"), (2, None, "3"), (5, None, "1"), (50, None, "1"), (2, "4", "4")]
+)
+def test_stages_side_by_side_share_the_cores_unless_the_user_has_said_how_many_threads(
+    scratch, monkeypatch, jobs, set_by_user, seen
+):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(7), raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    if set_by_user:
+        monkeypatch.setenv("OMP_NUM_THREADS", set_by_user)
+    (scratch / "ingest.txt").write_text("threads\n")
+    heard = []
+    Runner(scratch, scratch / "logs", jobs).run("ingest", heard.append)
+    assert f"threads {seen}" in heard
+
+
+def test_torch_takes_the_share_that_a_stage_is_given(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(2), raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    command = [sys.executable, "-c", "import torch; print(torch.get_num_threads())"]
+    done = subprocess.run(command, env=child_environment(2), capture_output=True, text=True, check=True)
+    assert done.stdout == "1\n"
+
+
 def test_a_lock_of_a_process_that_is_gone_or_is_not_dvc_is_stale(scratch):
     (scratch / ".dvc" / "tmp").mkdir()
     ours = os.getpid()

@@ -266,7 +266,7 @@ def test_a_run_measures_keeps_and_prints_its_choice(split, tmp_path):
     (decision,) = json.loads((tmp_path / "decisions.json").read_text()).values()
     assert decision["choice"] == {"precision": choice.precision, "channels_last": choice.channels_last}
     assert any(line.startswith(f"precision: {choice} (") for line in said)
-    assert any(line.endswith(str(choice)) and line.startswith("training for 6 steps") for line in said)
+    assert any(line.endswith(str(choice)) and line.startswith("training for 6 steps on ") for line in said)
 
 
 @pytest.mark.parametrize("choice", [FP32_LAST, BF16], ids=str)

@@ -86,7 +86,8 @@ def test_timing_is_kept_apart_and_adds_up_over_sittings(store, tmp_path):
     saved = Checkpoints(tmp_path / "checkpoints").load_newest()["throughput"]
     assert saved["images"] == 4 * BATCH
     timing = json.loads((train(store, tmp_path) / "timing.json").read_text())
-    assert timing.keys() == {"seconds", "images_per_second", "data_wait_share"}
+    assert timing.keys() == {"seconds", "images_per_second", "data_wait_share", "threads"}
+    assert timing["threads"] == torch.get_num_threads()
     assert timing["seconds"] > saved["seconds"]
     assert timing["images_per_second"] * timing["seconds"] == pytest.approx(STEPS * BATCH, rel=0.05)
 
