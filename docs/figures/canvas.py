@@ -166,5 +166,7 @@ def rendered(figure: Figure) -> np.ndarray:
 def save(image: np.ndarray, path: Path) -> None:
     """Write a PNG of few colours; the same bytes for the same pixels."""
     stream = BytesIO()
-    Image.fromarray(image).quantize(COLOURS, kmeans=3, dither=Image.Dither.NONE).save(stream, format="PNG", optimize=True)
+    Image.fromarray(image).quantize(COLOURS, kmeans=3, dither=Image.Dither.NONE).save(
+        stream, format="PNG", optimize=True
+    )
     write_bytes(path, stream.getvalue())

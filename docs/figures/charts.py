@@ -1,4 +1,4 @@
-"""Charts of the story: many images and few labels, published figures, and our own from benchmarks/story/results.json."""
+"""Charts of the story: many images and few labels, published figures, and our own (benchmarks/story/results.json)."""
 
 from __future__ import annotations
 

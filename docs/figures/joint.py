@@ -54,9 +54,9 @@ def principle() -> np.ndarray:
     """An anchor, its positive and negatives on the circle, and the softmax of their scores."""
     candidates = torch.tensor([_POSITIVE, *_NEGATIVES])
     scores = Cosine(TEMPERATURE)(on_circle(torch.tensor([_ANCHOR])), on_circle(candidates))
-    shares = scores.softmax(dim=1)[0]
+    shares = scores.softmax(dim=1)[0].numpy()
     figure = canvas(8.4, 3.3)
-    _circle(place(figure, 0.1, 0.1, 3.1, 3.1), on_circle(candidates), shares)
+    _circle(place(figure, 0.1, 0.1, 3.1, 3.1), on_circle(candidates).numpy(), shares)
     formula = r"$\mathcal{L}=-\log\frac{e^{s(x,\,x^{+})}}{e^{s(x,\,x^{+})}+\sum_{j=1}^{N-1}e^{s(x,\,x^{-}_{j})}}$"
     write(figure, 5.8, 2.8, formula, size=16)
     axes = place(figure, 3.9, 0.45, 4.2, 1.6)
@@ -67,21 +67,22 @@ def principle() -> np.ndarray:
         axes.text(number, share + 0.012, f"{share:.2f}", ha="center", fontsize=9, color=INK)
         axes.text(number, -0.03, name, ha="center", va="top", fontsize=11, color=INK)
     axes.set_ylim(0, float(shares.max()) * 1.15)
-    text = f"softmax of $s = \\cos / {TEMPERATURE}$;  the loss is $-\\log {float(shares[0]):.2f} = {-math.log(shares[0]):.2f}$"
+    loss = f"$-\\log {shares[0]:.2f} = {-math.log(shares[0]):.2f}$"
+    text = f"softmax of $s = \\cos / {TEMPERATURE}$;  the loss is {loss}"
     write(figure, 6.0, 2.2, text, size=10)
     return rendered(figure)
 
 
-def _circle(axes: Axes, points: Tensor, shares: Tensor) -> None:
+def _circle(axes: Axes, points: np.ndarray, shares: np.ndarray) -> None:
     axes.set_xlim(-1.35, 1.35)
     axes.set_ylim(-1.35, 1.35)
     angles = np.linspace(0, 2 * np.pi, 200)
     axes.plot(np.cos(angles), np.sin(angles), color="#d0d7de", linewidth=1.5, zorder=0)
-    anchor = on_circle(torch.tensor([_ANCHOR]))[0]
+    anchor = _direction(_ANCHOR)
     names = ["$x^{+}$", *(f"$x^{{-}}_{number}$" for number in range(1, len(points)))]
     for number, (point, share, name) in enumerate(zip(points, shares.tolist(), names, strict=True)):
         colour = RED if number else GREEN
-        axes.plot(*torch.stack([anchor, point]).T, color=colour, linewidth=0.6 + 9 * share, alpha=0.35, zorder=1)
+        axes.plot(*np.stack([anchor, point]).T, color=colour, linewidth=0.6 + 9 * share, alpha=0.35, zorder=1)
         axes.scatter(*point, s=70, color=colour, zorder=2)
         axes.text(*(point * 1.2), name, ha="center", va="center", fontsize=12, color=colour)
     axes.scatter(*anchor, s=110, color=BLUE, zorder=3)
@@ -89,7 +90,7 @@ def _circle(axes: Axes, points: Tensor, shares: Tensor) -> None:
 
 
 def log_density_ratio(anchors: Tensor, candidates: Tensor) -> Tensor:
-    """log p(b | a) / p(b) for coordinates that correlate pairwise: the best score there is; (N, D), (M, D) -> (N, M)."""
+    """log p(b | a) / p(b) of coordinates that correlate pairwise, the best score there is; (N, D), (M, D) -> (N, M)."""
     spread = 1 - _CORRELATION**2
     residual = candidates[None] - _CORRELATION * anchors[:, None]
     each = candidates.square()[None] / 2 - residual.square() / (2 * spread) - math.log(spread) / 2
@@ -157,7 +158,9 @@ def _forces(figure: Figure, corners: list[np.ndarray]) -> None:
         near, far = 0.03 * along, 0.27 * along
         siblings = number % 2 == 0
         for side in (-1, 1):
-            start, end = (middle + side * far, middle + side * near) if siblings else (middle + side * near, middle + side * far)
+            start, end = (
+                (middle + side * far, middle + side * near) if siblings else (middle + side * near, middle + side * far)
+            )
             arrow(figure, tuple(start), tuple(end), colour=GREEN if siblings else RED)
 
 
@@ -168,8 +171,8 @@ def temperature() -> np.ndarray:
     axes = figure.add_axes((0.1, 0.17, 0.86, 0.77))
     anchor, others = torch.tensor([[1.0, 0.0]]), torch.stack([cosines, (1 - cosines**2).sqrt()], dim=1)
     for value, colour in ((0.1, RED), (0.2, ORANGE), (0.5, GREEN), (1.0, BLUE)):
-        share = Cosine(value)(anchor, others)[0].softmax(dim=0)
-        axes.plot(cosines, share / share.max(), color=colour, linewidth=1.9, label=f"$\\tau$ = {value:g}")
+        share = Cosine(value)(anchor, others)[0].softmax(dim=0).numpy()
+        axes.plot(cosines.numpy(), share / share.max(), color=colour, linewidth=1.9, label=f"$\\tau$ = {value:g}")
     axes.set_xlabel("cosine of a negative with the anchor", fontsize=9.5)
     axes.set_ylabel("its push, over that of the nearest", fontsize=9.5)
     axes.tick_params(labelsize=8.5)
