@@ -79,7 +79,7 @@ def _experiment(names: list[str], results: Results) -> str:
     (name,) = names
     lines = (HERE / "experiments" / f"{name}.yaml").read_text().splitlines()
     yaml = "\n".join(line for line in lines if not line.startswith("#"))
-    return f"\n{_link(name)}:\n\n```yaml\n{yaml}\n```\n\nOur number: {_sentence(results.get(name))}.\n"
+    return f"\nThe experiment {_link(name)}:\n\n```yaml\n{yaml}\n```\n\nOur number: {_sentence(results.get(name))}.\n"
 
 
 def _sentence(result: Result | None) -> str:
@@ -102,7 +102,7 @@ def _sentence(result: Result | None) -> str:
 def _labels(names: list[str], results: Results) -> str:
     measured = {name: results[name] for name in names if results.get(name, {}).get("finetune")}
     if not measured:
-        return f"\nOur number: {NOT_MEASURED}.\n"
+        return f"\n{NOT_MEASURED}\n"
     first = next(iter(measured.values()))
     shares = list(first["finetune"])
     rows = [

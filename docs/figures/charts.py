@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,22 @@ STAGES = (
     ("rotation", (12.15, 31.99, 44.57, 54.20, 45.94), RED),
     ("BYOL", (15.59, 35.16, 47.37, 62.86, 71.62), GREEN),
 )
+# Colours of our experiments by what they learn from; contrast with negatives is blue.
+FAMILIES = {
+    ORANGE: [
+        "denoising_autoencoder",
+        "context_prediction",
+        "jigsaw",
+        "context_encoder",
+        "colorization",
+        "split_brain",
+        "counting",
+        "rotation",
+        "mae",
+    ],
+    GREEN: ["byol", "simsiam", "barlow_twins", "vicreg", "swav", "dino"],
+    FAINT: ["supervised", "supcon"],
+}
 _ROWS, _COLUMNS, _CELL = 20, 50, 9  # of digits, 8 pixels wide and 1 apart
 
 
@@ -80,6 +97,8 @@ def published() -> np.ndarray:
     axes = figure.add_axes((0.31, 0.13, 0.66, 0.8))
     names, values, colours = zip(*PUBLISHED, strict=True)
     _bars(axes, names, values, colours)
+    for number, value in enumerate(values):
+        axes.text(value - 0.8, number, f"{value:.1f}", ha="right", va="center", fontsize=8.5, color="white")
     axes.axvline(SUPERVISED, color=INK, linewidth=1.4)
     axes.text(SUPERVISED, -0.9, f"supervised {SUPERVISED}", ha="center", fontsize=9, color=INK)
     axes.set_xlim(0, 85)
@@ -93,30 +112,31 @@ def ours() -> np.ndarray:
 
 
 def measured(results: dict[str, dict[str, Any]]) -> np.ndarray:
-    """Bars of the results, best last, each with the random encoder of the same input as a tick."""
+    """Bars of the results, best first, with their interval, and the untrained encoder of the same input as a mark."""
     names = sorted(results, key=lambda name: results[name]["linear"], reverse=True)
     figure = canvas(7.2, 1.0 + 0.24 * max(len(names), 2))
     axes = figure.add_axes((0.31, 0.55 / figure.get_figheight(), 0.66, 1 - 0.7 / figure.get_figheight()))
-    values = [100 * results[name]["linear"] for name in names]
-    colours = [INK if name in ("supervised", "supcon") else BLUE for name in names]
-    _bars(axes, names, values, colours)
+    _bars(axes, names, [100 * results[name]["linear"] for name in names], [_colour(name) for name in names])
     for number, name in enumerate(names):
         low, high = (100 * end for end in results[name]["linear_ci95"])
-        axes.plot([low, high], [number, number], color="white", linewidth=1.6)
-        axes.plot([100 * results[name]["random_init"]] * 2, [number - 0.36, number + 0.36], color=ORANGE, linewidth=2.2)
+        axes.text(high + 1, number, f"{100 * results[name]['linear']:.1f}", va="center", fontsize=8.5, color=INK)
+        axes.plot([low, high], [number, number], color=INK, linewidth=1.2)
+        axes.plot([100 * results[name]["random_init"]] * 2, [number - 0.4, number + 0.4], color=INK, linewidth=2)
     if not names:
         axes.text(0.5, 0.5, "not measured", ha="center", va="center", transform=axes.transAxes, color=FAINT)
     axes.set_xlim(0, 100)
-    axes.set_xlabel("CIFAR-10 top-1 of a linear probe, %; orange: the same encoder, untrained", fontsize=9.5)
+    axes.set_xlabel("CIFAR-10 top-1 of a linear probe, %; black mark: the same encoder, untrained", fontsize=9.5)
     return rendered(figure)
 
 
-def _bars(axes: Axes, names: Any, values: Any, colours: Any) -> None:
+def _colour(name: str) -> str:
+    return next((colour for colour, family in FAMILIES.items() if name in family), BLUE)
+
+
+def _bars(axes: Axes, names: Sequence[str], values: Sequence[float], colours: Sequence[str]) -> None:
     axes.barh(range(len(names)), values, color=colours, height=0.66)
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
-    for number, value in enumerate(values):
-        axes.text(value - 0.8, number, f"{value:.1f}", ha="right", va="center", fontsize=8.5, color="white")
     _plain(axes)
 
 
