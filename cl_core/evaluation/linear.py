@@ -22,29 +22,13 @@ from torch.nn.functional import cross_entropy
 from cl_core.config import KnnConfig, LinearConfig
 from cl_core.evaluation.features import Features, save_tensors
 from cl_core.measures.knn import effective_k, knn_predict, protocol_id
+from cl_core.measures.logistic import Classifier, fit_classifiers
 from cl_core.measures.metrics import bootstrap_interval, share, topk_accuracy, topk_classes, topk_correct
 
 PROTOCOL = "linear/lbfgs-v1"
-_CONSTANT = 1e-6  # a feature whose standard deviation is below this share of its mean says nothing
-_GRADIENT = 1e-5  # largest component of the gradient at which L-BFGS stops
 
 ReadFeatures = Callable[[str], Features]  # "train" | "validation" | "test" -> features
 Report = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Classifier:
-    """Standardisation and a linear map: mean and scale (D,), weight (C, D), bias (C,), all on one device."""
-
-    mean: Tensor
-    scale: Tensor
-    weight: Tensor
-    bias: Tensor
-
-    def scores(self, features: Tensor) -> Tensor:
-        """Logits (N, C) on the CPU of features (N, D) of any float type and device."""
-        standard = _standardised(features.to(self.mean.device), self.mean, self.scale)
-        return _logits(standard, self.weight, self.bias).cpu()
 
 
 @dataclass(frozen=True)
@@ -191,13 +175,11 @@ def fit_probe(
 
     Penalties are tried from strong to weak, each starting from the solution before it.
     """
-    mean, scale = _statistics(features)
-    standard = _standardised(features, mean, scale)
-    weight, bias = standard.new_zeros(num_classes, standard.shape[1]), standard.new_zeros(num_classes)
     probes = []
-    for l2 in sorted(config.l2, reverse=True):
-        weight, bias = _minimise(standard, labels, (weight, bias), l2=l2, max_iter=config.max_iter)
-        classifier = Classifier(mean, scale, weight, bias)
+    penalties = sorted(config.l2, reverse=True)
+    for l2, classifier in zip(
+        penalties, fit_classifiers(features, labels, num_classes, penalties, max_iter=config.max_iter), strict=True
+    ):
         scores = classifier.scores(validation)
         top1, loss = topk_accuracy(scores, validation_labels), float(cross_entropy(scores, validation_labels))
         probes.append(Probe(classifier, l2, top1, loss))
@@ -207,41 +189,6 @@ def fit_probe(
 def best_stage(probes: Mapping[str, Probe]) -> str:
     """The stage of greatest merit; the later one where they are equal."""
     return max(reversed(list(probes)), key=lambda stage: probes[stage].merit)
-
-
-def _statistics(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and reciprocal standard deviation (D,) float32; 0 for a constant feature, which so becomes 0."""
-    std, mean = torch.std_mean(features.float(), dim=0, correction=0)
-    return mean, torch.where(std > _CONSTANT * mean.abs(), 1 / std, 0.0)
-
-
-def _standardised(features: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
-    return (features.float() - mean).mul_(scale)
-
-
-def _logits(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    # In this order both products, forward and backward, have the few classes as rows: four times faster on a CPU than
-    # features @ weight.T (1,271 x 2,000 features, 10 classes, MKL).
-    return (weight @ features.T).T + bias
-
-
-def _minimise(
-    features: Tensor, labels: Tensor, start: tuple[Tensor, Tensor], *, l2: float, max_iter: int
-) -> tuple[Tensor, Tensor]:
-    """Weight (C, D) and bias (C,) of least objective, searched from `start`."""
-    weight, bias = (value.clone().requires_grad_() for value in start)
-    optimizer = torch.optim.LBFGS(
-        [weight, bias], max_iter=max_iter, tolerance_grad=_GRADIENT, history_size=20, line_search_fn="strong_wolfe"
-    )
-
-    def objective() -> Tensor:
-        optimizer.zero_grad()
-        loss = cross_entropy(_logits(features, weight, bias), labels) + l2 / 2 * weight.square().sum()
-        loss.backward()
-        return loss
-
-    optimizer.step(objective)
-    return weight.detach(), bias.detach()
 
 
 def _figures(probes: Mapping[str, Probe], scores: Mapping[str, Tensor], labels: Tensor, best: str) -> dict[str, Any]:
