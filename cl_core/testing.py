@@ -18,7 +18,20 @@ import torch
 from torch import Tensor, nn
 
 from cl_core.data.sampling import SampleRng
-from cl_core.types import Augmentation, Example, Method, RunInfo, RunSummary, Source, StepOutput, Views, global_average
+from cl_core.errors import ContrastError
+from cl_core.evaluation.diagnose import answers
+from cl_core.types import (
+    Augmentation,
+    Example,
+    Method,
+    RunInfo,
+    RunSummary,
+    Sample,
+    Source,
+    StepOutput,
+    Views,
+    global_average,
+)
 
 TOLERANCE = 1e-5  # pixels and features may round differently in another batch size
 
@@ -142,6 +155,7 @@ def check_method(method: Method, size: int = 32) -> None:
     _check_groups(method)
     _check_resume(method, images)
     _check_representation(method, images)
+    _check_diagnoses(method, images)
     assert all(np.isfinite(value) for value in method.trivial().values()), "trivial() gives a value that is not finite"
 
 
@@ -226,6 +240,22 @@ def _check_representation(method: Method, images: Tensor) -> None:
     model = method.fine_tune_model().eval()
     assert model(images).shape == (len(images), model.out_dim), "fine_tune_model() breaks its promise of out_dim"
     method.train()
+
+
+def _check_diagnoses(method: Method, images: Tensor) -> None:
+    """The same finite answers every time, from a method that stays as it is."""
+    labels = torch.arange(len(images)) % 2
+    fit, held_out = (
+        Sample(images=images, labels=labels, rng=SampleRng(seed, 0, torch.arange(len(images)))) for seed in (1, 2)
+    )
+    try:
+        first, again = (answers(method, fit, held_out) for _ in range(2))
+    except ContrastError as error:
+        raise AssertionError(str(error)) from error
+    assert first == again, "a diagnosis answers otherwise the second time; draw from the rng of its samples"
+    for answer in first:
+        assert answer["state"] in {"fine", "warning", "skipped"}, f"{answer['name']}: no state is {answer['state']!r}"
+        assert answer["figures"] and answer["text"], f"{answer['name']}: a finding needs a sentence and figures"
 
 
 def _assert_same_state(before: Mapping[str, Tensor], after: Mapping[str, Tensor], message: str) -> None:

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -197,6 +197,62 @@ class Panel:
     image: np.ndarray
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Some images for a diagnosis to look at.
+
+    images: (N, C, H, W) in [0, 1], on the method's device. labels: (N,) int64 classes on the CPU, -1 for none.
+    rng: one row per image; all randomness of a diagnosis comes from it.
+    """
+
+    images: Tensor
+    labels: Tensor
+    rng: SampleRng
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def rows(self, rows: Tensor) -> Sample:
+        """Some of the images with the randomness they have here; rows: (M,) int64."""
+        chosen = rows.to(self.images.device)
+        return Sample(images=self.images[chosen], labels=self.labels[rows], rng=self.rng.rows(rows.to(self.rng.device)))
+
+    def parts(self, size: int = 128) -> Iterator[Sample]:
+        """The same images, `size` at a time, so that a large network has room."""
+        for rows in torch.arange(len(self)).split(size):
+            yield self.rows(rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What a diagnosis says of a trained method.
+
+    state: "warning" where the method seems to cheat, to have collapsed or to have learnt nothing, else "fine".
+    text: one sentence without full stop. figures: what it rests on. against: what these are held against (chance, the
+    figure of a trivial answer, a threshold). All of them finite.
+    """
+
+    state: Literal["fine", "warning"]
+    text: str
+    figures: Mapping[str, float]
+    against: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnosis:
+    """One question about a trained method, and how to answer it.
+
+    question: one sentence, which "fine" answers as one would hope. find: (fit, held_out) -> Finding; `fit` are training
+    images to fit a small detector on, `held_out` others to judge by. It is called in evaluation mode and without
+    gradients, leaves the method as it was, and gives the same every time. needs_labels: it makes sense only for images
+    with classes, and is handed labelled ones alone.
+    """
+
+    question: str
+    find: Callable[[Sample, Sample], Finding]
+    needs_labels: bool = False
+
+
 class Method(nn.Module, ABC):
     """One self-supervised objective: images -> views -> loss.
 
@@ -247,6 +303,10 @@ class Method(nn.Module, ABC):
     def panels(self, images: Tensor, rng: SampleRng) -> list[Panel]:
         """Return pictures for the report, drawn from images (N, 3, H, W) in [0, 1] that were not trained on."""
         return []
+
+    def diagnoses(self) -> dict[str, Diagnosis]:
+        """Return questions by name that detect shortcuts and collapse after training, for `contrast diagnose`."""
+        return {}
 
 
 def global_average(features: Tensor) -> Tensor:

@@ -150,8 +150,11 @@ def pool(features: Tensor, max_values: int) -> Tensor:
 
 
 @contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
-    """Hold a module in eval mode, restore the modes, and raise DataError if a parameter or buffer has changed."""
+def frozen(module: nn.Module, meanwhile: str = "features were computed") -> Iterator[None]:
+    """Hold a module in eval mode, restore the modes, and raise DataError if a parameter or buffer has changed.
+
+    meanwhile: what happens inside, for the error.
+    """
     modes = {part: part.training for part in module.modules()}
     before = _digests(module)
     module.eval()
@@ -164,7 +167,7 @@ def frozen(module: nn.Module) -> Iterator[None]:
     changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
     if changed:
         raise DataError(
-            f"the frozen representation changed while features were computed: {', '.join(changed)}; its forward must "
+            f"the frozen {type(module).__name__} changed while {meanwhile}: {', '.join(changed)}; its forward must "
             "leave parameters and batch-norm statistics alone in eval mode"
         )
 

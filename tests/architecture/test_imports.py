@@ -29,6 +29,8 @@ PLUGIN_API = {
     "cl_core.heads",
     "cl_core.hookspecs",
     "cl_core.data.sampling",
+    "cl_core.measures.diagnostics",
+    "cl_core.measures.logistic",
 }
 
 

@@ -14,7 +14,7 @@ from cl_core.testing import (
     check_source,
     check_tracker,
 )
-from cl_core.types import Encoder, Example, Method, StepOutput, Views
+from cl_core.types import Diagnosis, Encoder, Example, Finding, Method, StepOutput, Views
 
 
 def invert(images, rng):
@@ -186,6 +186,36 @@ class HiddenState(GoodMethod):
         self.hidden += progress
 
 
+class AsksItself(GoodMethod):
+    def diagnoses(self):
+        return {"size": Diagnosis(question="Is it small?", find=self.find)}
+
+    def find(self, fit, held_out):
+        return Finding(state="fine", text="it is", figures={"size": float(self.encoder(fit.images).norm())})
+
+
+class AnswersAtRandom(AsksItself):
+    def find(self, fit, held_out):
+        self.calls = getattr(self, "calls", 0) + 1
+        return Finding(state="fine", text="it is", figures={"calls": self.calls})
+
+
+class AnswersNothing(AsksItself):
+    def find(self, fit, held_out):
+        return Finding(state="fine", text="it is", figures={})
+
+
+class AnswersInfinity(AsksItself):
+    def find(self, fit, held_out):
+        return Finding(state="fine", text="it is", figures={"size": float("inf")})
+
+
+class LearnsFromQuestions(AsksItself):
+    def find(self, fit, held_out):
+        self.mean += 1
+        return super().find(fit, held_out)
+
+
 class InfiniteTrivial(GoodMethod):
     def trivial(self):
         return {"loss": float("nan")}
@@ -193,6 +223,7 @@ class InfiniteTrivial(GoodMethod):
 
 def test_a_good_method_passes():
     check_method(GoodMethod())
+    check_method(AsksItself())
 
 
 @pytest.mark.parametrize(
@@ -205,6 +236,10 @@ def test_a_good_method_passes():
         (ForgetsAGroup, "must list every trainable parameter"),
         (HiddenState, "register all state as buffers"),
         (InfiniteTrivial, "not finite"),
+        (AnswersAtRandom, "answers otherwise the second time"),
+        (AnswersNothing, "needs a sentence and figures"),
+        (AnswersInfinity, "gives no number for size"),
+        (LearnsFromQuestions, "changed while diagnosis 'size' looked at it: mean"),
     ],
 )
 def test_a_broken_method_fails_with_the_reason(method, reason):
