@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from cl_core.data.sampling import SampleRng
 from cl_core.heads import mlp
-from cl_core.types import Augmentation, Method, Momentum, StepOutput, Views
+from cl_core.types import Augmentation, Diagnosis, Method, Momentum, StepOutput, Views
 from plugins.methods.ema import momentum_at, move_average
+from plugins.methods.embedding_detectors import embedding_diagnoses
 
 
 class BYOL(Method):
@@ -78,6 +79,10 @@ class BYOL(Method):
     def trivial(self) -> dict[str, float]:
         """Of a constant output: perfect prediction, which is collapse."""
         return {"loss": 0.0, "direction_loss": 0.0}
+
+    def diagnoses(self) -> dict[str, Diagnosis]:
+        """Collapse, and whether h beats z."""
+        return embedding_diagnoses(self, self.projector)
 
 
 def regression_loss(prediction: Tensor, target: Tensor) -> Tensor:

@@ -16,8 +16,9 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from cl_core.data.sampling import SampleRng
-from cl_core.types import Augmentation, Encoder, Method, Panel, Representation, StepOutput, Views
+from cl_core.types import Augmentation, Diagnosis, Encoder, Method, Panel, Representation, Sample, StepOutput, Views
 from plugins.methods.color import ColorBins, colored, lab_to_rgb, normalized, require_color, rgb_to_lab, strided
+from plugins.methods.color_detectors import chroma, colour_in_input
 from plugins.methods.panels import SHOWN, contact_sheet, judging
 from plugins.methods.pixel_head import PixelHead, last_map
 
@@ -116,6 +117,26 @@ class Colorization(Method):
             f"{_chroma_ratio(ab, lab[:, 1:]):.0%} of that of the images."
         )
         return [Panel(title="Colourised images", caption=caption, image=contact_sheet([grey, colourised, truth]))]
+
+    def diagnoses(self) -> dict[str, Diagnosis]:
+        """Whether it dares to use colour, and has to."""
+        return {
+            "chroma": Diagnosis(
+                question="Are the predictions as colourful as images?",
+                find=lambda fit, held_out: chroma(self._compared, held_out),
+            ),
+            "leak": Diagnosis(
+                question="Is the input free of the colours that are to be predicted?",
+                find=lambda fit, held_out: colour_in_input(self, held_out),
+            ),
+        }
+
+    def _compared(self, part: Sample) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Predicted and true (a, b), (N, 2, h, w), and the likeliest and the nearest bin, (N, h, w)."""
+        views = self.make_views(part.images, part.rng)
+        ab = views.extras["ab"]
+        logits = self.logits(views.images[0], ab.shape[-2:]).float()
+        return self.bins.decode(logits, self.temperature), ab, logits.argmax(dim=1), self.bins.encode(ab).argmax(dim=1)
 
     def _scored(self, logits: Tensor, ab: Tensor) -> StepOutput:
         soft = self.bins.encode(ab)

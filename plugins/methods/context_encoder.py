@@ -17,8 +17,9 @@ from torch.func import functional_call
 
 from cl_core.data.sampling import SampleRng
 from cl_core.errors import ConfigError
-from cl_core.types import Augmentation, Method, Panel, ParamGroup, StepOutput, UnitInterval, Views
+from cl_core.types import Augmentation, Diagnosis, Method, Panel, ParamGroup, StepOutput, UnitInterval, Views
 from plugins.methods.decoder import decoder, stage_shapes
+from plugins.methods.hole_detectors import inpainting, interior
 from plugins.methods.masks import centre_mask, random_regions, shrunk
 from plugins.methods.panels import SHOWN, contact_sheet, judging
 
@@ -116,9 +117,32 @@ class ContextEncoder(Method):
         views = self.make_views(images[some], rng.rows(some))
         holed, whole = views.images
         with judging(self):
-            filled = self._filled(self.paint(holed).float(), whole, views.extras["mask"])
+            filled = self.filled(views)
         caption = "Each row: an image, what the network was shown of it, and the hole as the network paints it."
         return [Panel(title="Inpainting", caption=caption, image=contact_sheet([whole, holed, filled]))]
+
+    def diagnoses(self) -> dict[str, Diagnosis]:
+        """Whether the network paints better than by rule, and not only along the border."""
+        return {
+            "inpainting": Diagnosis(
+                question="Is the hole painted better than by rule?",
+                find=lambda fit, held_out: inpainting(self, held_out),
+            ),
+            "interior": Diagnosis(
+                question="Does it paint the inside of the hole, and not only continue its border?",
+                find=lambda fit, held_out: interior(self, held_out),
+            ),
+        }
+
+    def hidden(self, views: Views) -> Tensor:
+        """Where the network saw the fill colour: (N, 1, H, W) bool."""
+        weight = views.extras["mask"]
+        return shrunk(weight).expand_as(weight) if self.holes == "centre" else weight > 0
+
+    def filled(self, views: Views) -> Tensor:
+        """The images with their holes as the network paints them: (N, 3, H, W) in [0, 1], but for what overshoots."""
+        holed, whole = views.images
+        return self._filled(self.paint(holed).float(), whole, views.extras["mask"])
 
     def _window(self, images: Tensor) -> Tensor:
         """What the decoder paints of them."""

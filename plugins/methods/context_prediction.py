@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from cl_core.data.sampling import SampleRng
 from cl_core.errors import ConfigError
-from cl_core.types import Method, Panel, Representation, StepOutput, Views
+from cl_core.types import Diagnosis, Method, Panel, Representation, StepOutput, Views
+from plugins.methods.context_detectors import gap_cliff, patch_place, single_patch
 from plugins.methods.panels import SHOWN, contact_sheet, judging
 from plugins.methods.tiles import CONSTANT, cut_tiles, mosaic, zoomed
 
@@ -159,6 +160,25 @@ class ContextPrediction(Method):
             f"{int((guesses == true).sum())} of {guesses.numel()} sides are right; chance is 1 in {len(STEPS)}."
         )
         return [Panel(title="Sides of a patch", caption=caption, image=contact_sheet([mosaic(b) for b in boards]))]
+
+    def diagnoses(self) -> dict[str, Diagnosis]:
+        """Whether sides are told by a patch's own place, or by lines that cross from patch to patch."""
+        questions = {
+            "single": Diagnosis(
+                question="Does the answer take both patches?",
+                find=lambda fit, held_out: single_patch(self, held_out),
+            ),
+            "gap": Diagnosis(
+                question="Does the accuracy survive a gap between the patches?",
+                find=lambda fit, held_out: gap_cliff(self, held_out),
+            ),
+        }
+        if self.mode == "grid":
+            questions["place"] = Diagnosis(
+                question="Does a single patch keep its place to itself?",
+                find=lambda fit, held_out: patch_place(self, fit, held_out),
+            )
+        return questions
 
     @property
     def _prepare(self) -> Callable[[Tensor], Tensor]:

@@ -17,12 +17,27 @@ from torch import Tensor, nn
 
 from cl_core.data.sampling import SampleRng
 from cl_core.errors import ConfigError
-from cl_core.types import Augmentation, Method, Panel, Representation, StepOutput, UnitInterval, Views
+from cl_core.measures.logistic import linear_accuracy
+from cl_core.types import (
+    Augmentation,
+    Diagnosis,
+    Finding,
+    Method,
+    Panel,
+    Representation,
+    Sample,
+    StepOutput,
+    UnitInterval,
+    Views,
+)
+from plugins.methods.detectors import found, gathered
 from plugins.methods.panels import contact_sheet, judging
 from plugins.methods.tiles import grayed, standardize
 
 TILES = 4
 NEIGHBOURS_SHOWN = 3
+RESAMPLED = 0.95  # accuracy at which halved images and tiles count as told apart by how they were made
+GOOD_COUNTS, NO_COUNTS = 0.1, 0.01  # relative error; share of counts that are ever above 0
 
 
 class Counting(Method):
@@ -125,6 +140,19 @@ class Counting(Method):
         )
         return [Panel(title="Nearest by counts", caption=caption, image=contact_sheet(columns))]
 
+    def diagnoses(self) -> dict[str, Diagnosis]:
+        """Whether anything is counted, and not by telling how an input was made."""
+        return {
+            "counts": Diagnosis(
+                question="Is anything counted, and do the tiles add up to the image?",
+                find=lambda fit, held_out: counts(self, held_out),
+            ),
+            "resampling": Diagnosis(
+                question="Can halved images not be told from tiles by how they were made?",
+                find=lambda fit, held_out: resampling(self, fit, held_out),
+            ),
+        }
+
     def _resamplers(self, rng: SampleRng) -> Tensor:
         """The number of the resampler that halves each image, (N,) int64."""
         if self.resampler == "random":
@@ -136,6 +164,53 @@ class Counting(Method):
         halves = halved(images, torch.full((len(images),), resampler_number("area"), device=images.device))
         with judging(self):
             return self.count(standardize(halves) if self.standardize else halves)
+
+
+def counts(method: Counting, held_out: Sample) -> Finding:
+    """Whether anything is counted, and whether the tiles' counts add up to the image's."""
+
+    def look(part: Sample) -> Tensor:
+        halves, tiles = method.make_views(part.images, part.rng).images
+        parts = method.count(tiles.flatten(0, 1)).unflatten(0, tiles.shape[:2]).sum(dim=1)
+        return torch.stack([method.count(halves), parts], dim=1)
+
+    whole, parts = gathered(held_out, look).unbind(dim=1)
+    alive = (whole > 0).any(dim=0).float().mean()
+    size = whole.square().sum()
+    error = (whole - parts).square().sum() / size if size > 0 else torch.ones(())
+    return found(
+        bool(alive < NO_COUNTS) or bool(error >= 0.5),
+        warning="nothing is counted any more; lower optimizer.lr"
+        if alive < NO_COUNTS
+        else "the counts of tiles do not add up to those of the image",
+        fine="tiles add up to the image" if error < GOOD_COUNTS else "tiles add up to the image roughly",
+        figures={"relative error": error, "active": (whole > 0).float().mean(), "dead counts": 1 - alive},
+        against={"good below": GOOD_COUNTS, "nothing counted": 1.0},
+    )
+
+
+def resampling(method: Counting, fit: Sample, held_out: Sample) -> Finding:
+    """How well a linear classifier on the encoder's features tells halved images from tiles.
+
+    The two show different things, so accuracy lies above chance; near 1 it is the resampler that is recognised.
+    """
+
+    def seen(sample: Sample) -> tuple[Tensor, Tensor]:
+        def look(part: Sample) -> Tensor:
+            halves, tiles = method.make_views(part.images, part.rng).images
+            one = tiles[torch.arange(len(tiles)), part.rng.child(99).integers(0, tiles.shape[1]).to(tiles.device)]
+            return torch.stack([method.encoder(view).float() for view in (halves, one)], dim=1)
+
+        return gathered(sample, look).flatten(0, 1), torch.arange(2).repeat(len(sample))
+
+    accuracy = linear_accuracy(*seen(fit), *seen(held_out))
+    return found(
+        accuracy > RESAMPLED,
+        warning="halved images and tiles are told apart all but always; set method.resampler: random",
+        fine="halved images are not told from tiles by how they were made",
+        figures={"accuracy": accuracy},
+        against={"chance": 0.5, "leak above": RESAMPLED},
+    )
 
 
 def counting_terms(whole: Tensor, parts: Tensor, margin: float) -> tuple[Tensor, Tensor]:

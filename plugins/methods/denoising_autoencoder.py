@@ -18,8 +18,20 @@ from torch import Tensor, nn
 
 from cl_core.data.sampling import SampleRng
 from cl_core.errors import ConfigError
-from cl_core.types import Augmentation, Method, NonNegative, Panel, StepOutput, UnitInterval, Views
+from cl_core.types import (
+    Augmentation,
+    Diagnosis,
+    Finding,
+    Method,
+    NonNegative,
+    Panel,
+    Sample,
+    StepOutput,
+    UnitInterval,
+    Views,
+)
 from plugins.methods.decoder import decoder, stage_shapes
+from plugins.methods.detectors import BETTER, found
 from plugins.methods.panels import SHOWN, contact_sheet, judging
 
 Corruption = Literal["masking", "gaussian", "salt_and_pepper"]
@@ -103,8 +115,12 @@ class DenoisingAutoencoder(Method):
 
     def forward(self, views: Views) -> StepOutput:
         """Share of the variance of the stage's clean input that its decoder fails to give back."""
+        return self.at_stage(views, int(self.stage))
+
+    def at_stage(self, views: Views, stage: int) -> StepOutput:
+        """`forward` of the stage of this number, counted from 0; of the whole encoder if it is trained jointly."""
         damaged, clean = views.images
-        hit, stage = views.extras["hit"], int(self.stage)
+        hit = views.extras["hit"]
         if self.mode == "joint":
             output = list(self.encoder.stages(damaged).values())[-1]
         else:
@@ -139,6 +155,15 @@ class DenoisingAutoencoder(Method):
         sheet = contact_sheet([clean, damaged, restored * deviation + mean])
         caption = "Each row: an image, the same image damaged, and what the network makes of the damaged one."
         return [Panel(title="Denoising", caption=caption, image=sheet)]
+
+    def diagnoses(self) -> dict[str, Diagnosis]:
+        """Whether every stage restores more than what is there for nothing."""
+        return {
+            "denoising": Diagnosis(
+                question="Does every stage restore more than a copy of its input, or the mean?",
+                find=lambda fit, held_out: denoising(self, held_out),
+            )
+        }
 
     @property
     def _rate(self) -> float:
@@ -178,6 +203,33 @@ class DenoisingAutoencoder(Method):
             "stage": self.stage.float(),
         }
         return StepOutput(loss=loss, metrics=metrics)
+
+
+def denoising(method: DenoisingAutoencoder, held_out: Sample) -> Finding:
+    """The unexplained share of the variance, stage by stage, against returning the damaged input and the mean."""
+    figures, copies, useless = {}, {}, []
+    for number in range(len(method.decoders)):
+        loss, copied = _restoring(method, held_out, number)
+        name = f"stage {number + 1}"
+        figures[name], copies[f"copy {number + 1}"] = loss, copied
+        useless += [name] if loss >= BETTER * min(copied, 1.0) else []
+    return found(
+        bool(useless),
+        warning=f"{', '.join(useless)} restores no better than copying the damaged input or painting the mean",
+        fine="every stage restores more than a copy and the mean",
+        figures=figures,
+        against={**copies, "mean": 1.0},
+    )
+
+
+def _restoring(method: DenoisingAutoencoder, held_out: Sample, stage: int) -> tuple[float, float]:
+    """Loss of a stage and of copying, averaged over the images."""
+    loss = copied = 0.0
+    for part in held_out.parts():
+        output, share = method.at_stage(method.make_views(part.images, part.rng), stage), len(part) / len(held_out)
+        loss += share * float(output.loss)
+        copied += share * float(output.metrics["copy_loss"])
+    return loss, copied
 
 
 def phase_ends(stages: int) -> tuple[float, ...]:

@@ -16,9 +16,10 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from cl_core.data.sampling import SampleRng
-from cl_core.types import Augmentation, Method, Momentum, StepOutput, UnitInterval, Views
+from cl_core.types import Augmentation, Diagnosis, Method, Momentum, StepOutput, UnitInterval, Views
 from plugins.methods.assignment import assignment_information
 from plugins.methods.ema import momentum_at, move_average
+from plugins.methods.embedding_detectors import embedding_diagnoses, opinions
 
 
 class DINO(Method):
@@ -110,6 +111,18 @@ class DINO(Method):
         """Of a teacher and a student without opinion."""
         uniform = math.log(len(self.centre))
         return {"loss": uniform, "teacher_entropy": uniform, "divergence": 0.0, "assignment_information": 0.0}
+
+    def diagnoses(self) -> dict[str, Diagnosis]:
+        """Those of all embeddings, taken before the last layer, and whether the teacher tells images apart."""
+        teacher = Diagnosis(
+            question="Does the teacher tell images apart, neither all alike nor each at random?",
+            find=lambda fit, held_out: opinions(self.beliefs, held_out),
+        )
+        return {**embedding_diagnoses(self, self.head.layers), "teacher": teacher}
+
+    def beliefs(self, images: Tensor) -> Tensor:
+        """The teacher's centred and sharpened distribution for images (N, C, H, W): (N, K), rows sum to 1."""
+        return F.softmax((self.teacher(images).float() - self.centre) / self._sharpness(), dim=1)
 
     def _sharpness(self) -> float:
         first, last = self.teacher_temperature

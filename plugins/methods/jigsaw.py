@@ -19,7 +19,8 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from cl_core.data.sampling import SampleRng
-from cl_core.types import Method, Panel, Representation, StepOutput, UnitInterval, Views
+from cl_core.types import Diagnosis, Method, Panel, Representation, StepOutput, UnitInterval, Views
+from plugins.methods.jigsaw_detectors import jigsaw_guards, jigsaw_statistics, tile_place
 from plugins.methods.panels import framed, judging
 from plugins.methods.permutations import Rule, permutation_set
 from plugins.methods.tiles import TileGeometry, cut_tiles, grayed, mosaic, standardize, zoomed
@@ -134,6 +135,27 @@ class Jigsaw(Method):
         )
         image = _picture(tiles, self._restored(tiles, labels), self._restored(tiles, guesses), guesses == labels)
         return [Panel(title="Jigsaw puzzles", caption=caption, image=image)]
+
+    def diagnoses(self) -> dict[str, Diagnosis]:
+        """Whether puzzles can be solved by other evidence than what the tiles show."""
+        return {
+            "statistics": Diagnosis(
+                question="Do the guards keep the order from trivial statistics of the tiles?",
+                find=lambda fit, held_out: jigsaw_statistics(self, fit, held_out),
+            ),
+            "guards": Diagnosis(
+                question="Does the network do without the evidence that the guards withhold?",
+                find=lambda fit, held_out: jigsaw_guards(self, held_out),
+            ),
+            "place": Diagnosis(
+                question="Does a single tile keep its place to itself?",
+                find=lambda fit, held_out: tile_place(self, fit, held_out),
+            ),
+        }
+
+    def tile_side(self, images: Tensor) -> int:
+        """Side of the tiles of images (N, C, H, W), in pixels."""
+        return TileGeometry.of(images, grid=self.grid, share=self.tile_share).tile
 
     def _shuffled(self, images: Tensor, rng: SampleRng) -> tuple[Tensor, Tensor]:
         """Tiles (N, T, C, t, t) in [0, 1] in shuffled order, and the rows of the table that say how (N,)."""

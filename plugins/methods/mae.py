@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from cl_core.data.sampling import SampleRng
 from cl_core.errors import ConfigError
-from cl_core.types import Augmentation, Method, Panel, StepOutput, Views
+from cl_core.types import Augmentation, Diagnosis, Finding, Method, Panel, Sample, StepOutput, Views
+from plugins.methods.detectors import BETTER, found, gathered, mean_figures
 from plugins.methods.panels import SHOWN, contact_sheet, judging
 
 _AUGMENT, _ORDER = range(2)
@@ -111,6 +112,25 @@ class MAE(Method):
         caption = "Each row: an image, the patches that the network sees, and the others as it paints them."
         return [Panel(title="Masked patches", caption=caption, image=contact_sheet([whole, holed, filled]))]
 
+    def diagnoses(self) -> dict[str, Diagnosis]:
+        """Whether it paints better than by rule."""
+        return {
+            "masked": Diagnosis(
+                question="Are hidden patches painted better than by rule?",
+                find=lambda fit, held_out: masked_patches(self, held_out),
+            )
+        }
+
+    def copy_loss(self, views: Views) -> Tensor:
+        """What it would cost to paint each hidden patch as the nearest visible one, standardised: (N,)."""
+        whole, order = views.images[0], views.extras["order"]
+        target, _, _ = standardised(patchify(whole.float(), self.patch))
+        rows, columns = (torch.arange(side, device=order.device) for side in self._grid(whole))
+        places = torch.cartesian_prod(rows, columns).float()
+        visible, masked = order.split([self._visible(order), order.shape[1] - self._visible(order)], dim=1)
+        nearest = visible.gather(1, torch.cdist(places[masked], places[visible]).argmin(dim=2))
+        return (taken(target, nearest) - taken(target, masked)).square().mean(dim=(1, 2))
+
     def _visible(self, order: Tensor) -> int:
         """How many of the patches are shown; at least one."""
         return max(1, int(order.shape[1] * (1 - self.hidden)))
@@ -131,6 +151,20 @@ class MAE(Method):
                 f"{getattr(self.encoder, 'patch', 'an encoder without patches')}; set encoder: {{name: vit, patch: "
                 f"{self.patch}}}"
             )
+
+
+def masked_patches(method: MAE, held_out: Sample) -> Finding:
+    """The loss on hidden patches against each patch's own mean, and against copying the nearest visible patch."""
+    loss = mean_figures(method, held_out)["loss"]
+    copied = gathered(held_out, lambda part: method.copy_loss(method.make_views(part.images, part.rng)))
+    trivial = {"own mean": method.trivial()["loss"], "nearest patch": float(copied.mean())}
+    return found(
+        loss >= BETTER * min(trivial.values()),
+        warning="hidden patches are painted no better than by rule",
+        fine="hidden patches are painted better than by rule",
+        figures={"loss": loss},
+        against=trivial,
+    )
 
 
 def patchify(images: Tensor, patch: int) -> Tensor:

@@ -18,8 +18,9 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from cl_core.data.sampling import SampleRng
-from cl_core.types import Augmentation, Method, Momentum, StepOutput, Views
+from cl_core.types import Augmentation, Diagnosis, Method, Momentum, StepOutput, Views
 from plugins.methods.ema import move_average
+from plugins.methods.embedding_detectors import contrastive_diagnoses
 from plugins.methods.info_nce import contrast_figures, cosines, info_nce, information_bound
 from plugins.methods.queue import Queue
 
@@ -91,6 +92,10 @@ class MoCoV2(Method):
     def trivial(self) -> dict[str, float]:
         """Of equal similarities to all candidates: log(1 + queue_size), and no query tells its key."""
         return {"loss": math.log(1 + len(self.queue.vectors)), "contrastive_accuracy": 0.0, "information_bound": 0.0}
+
+    def diagnoses(self) -> dict[str, Diagnosis]:
+        """Collapse, colours as a shortcut, and whether h beats z."""
+        return contrastive_diagnoses(self, self.head)
 
     def _queries(self, images: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, out_dim), neighbours in the batch passing together."""

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from cl_core.data.sampling import SampleRng
 from cl_core.heads import mlp
-from cl_core.types import Augmentation, Method, Momentum, StepOutput, Views
+from cl_core.types import Augmentation, Diagnosis, Method, Momentum, StepOutput, Views
 from plugins.methods.ema import momentum_at, move_average
+from plugins.methods.embedding_detectors import contrastive_diagnoses
 from plugins.methods.info_nce import contrast_figures, cosines, info_nce, information_bound
 
 
@@ -82,6 +83,10 @@ class MoCoV3(Method):
     def trivial(self) -> dict[str, float]:
         """Of equal similarities to all keys: no query tells its own. The loss depends on the batch, see the class."""
         return {"contrastive_accuracy": 0.0, "information_bound": 0.0}
+
+    def diagnoses(self) -> dict[str, Diagnosis]:
+        """Collapse, colours as a shortcut, and whether h beats z."""
+        return contrastive_diagnoses(self, self.projector)
 
     def _predicted(self, images: Tensor) -> Tensor:
         """The queries of a view: (N, C, H, W) -> (N, out_dim)."""

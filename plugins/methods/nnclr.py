@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from cl_core.data.sampling import SampleRng
 from cl_core.heads import mlp
-from cl_core.types import Augmentation, Method, StepOutput, Views
+from cl_core.types import Augmentation, Diagnosis, Method, StepOutput, Views
+from plugins.methods.embedding_detectors import contrastive_diagnoses
 from plugins.methods.info_nce import contrast_figures, cosines, info_nce, information_bound
 from plugins.methods.queue import Queue
 
@@ -87,6 +88,10 @@ class NNCLR(Method):
         """Of a constant output: all are neighbours, none is told. Its loss depends on the batch size, see the class."""
         nothing = {"contrastive_accuracy": 0.0, "information_bound": 0.0}
         return {**nothing, "sibling_similarity": 1.0, "neighbour_similarity": 1.0}
+
+    def diagnoses(self) -> dict[str, Diagnosis]:
+        """Collapse, colours as a shortcut, and whether h beats z."""
+        return contrastive_diagnoses(self, self.projector)
 
 
 @torch.no_grad()

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from cl_core.data.sampling import SampleRng
 from cl_core.heads import mlp
-from cl_core.types import Augmentation, Method, StepOutput, Views
+from cl_core.types import Augmentation, Diagnosis, Method, StepOutput, Views
+from plugins.methods.embedding_detectors import embedding_diagnoses
 
 
 class RedundancyReduction(Method):
@@ -50,6 +51,10 @@ class RedundancyReduction(Method):
         with torch.autocast(still_a.device.type, enabled=False):
             figures = self.figures(still_a, still_b)
         return StepOutput(loss=self.loss(z_a, z_b), metrics=figures, embedding=still_a)
+
+    def diagnoses(self) -> dict[str, Diagnosis]:
+        """Collapse, and whether h beats z."""
+        return embedding_diagnoses(self, self.expander)
 
     @staticmethod
     @abstractmethod

@@ -15,10 +15,14 @@ from torch import Tensor, nn
 
 from cl_core.data.sampling import SampleRng
 from cl_core.errors import ConfigError
-from cl_core.types import Augmentation, Method, Panel, StepOutput, Views
+from cl_core.measures.logistic import linear_accuracy
+from cl_core.types import Augmentation, Diagnosis, Finding, Method, Panel, Sample, StepOutput, Views
+from plugins.methods.detectors import SOLVED, UNSOLVED, along_borders, beyond, found, gathered, mean_figures
 from plugins.methods.panels import SHOWN, contact_sheet, framed, judging
 
 TURNS = 4
+SINGLE_COLOUR = 0.004  # deviation along a border, one level of 8-bit pixels
+LEAK = 0.1  # of the turns beyond chance: more than bars may give away
 
 
 class Rotation(Method):
@@ -77,6 +81,46 @@ class Rotation(Method):
         )
         sheet = contact_sheet([framed(upright), framed(shown), framed(undone, right)])
         return [Panel(title="Rotations", caption=caption, image=sheet)]
+
+    def diagnoses(self) -> dict[str, Diagnosis]:
+        """Whether turns are told at all, and not by bars that a crop leaves."""
+        return {
+            "bars": Diagnosis(
+                question="Are turns told, and not by bars along a border?",
+                find=lambda fit, held_out: rotation_bars(self, fit, held_out),
+            )
+        }
+
+
+def rotation_bars(method: Rotation, fit: Sample, held_out: Sample) -> Finding:
+    """Linear classifiers of the turn from which borders are of a single colour, and from all colours along them.
+
+    Bars that a crop leaves on one side are of a single colour. Colours alone do better than chance where skies are
+    above, which is no fault of the views.
+    """
+
+    def look(part: Sample) -> Tensor:
+        turned = method.make_views(part.images, part.rng).images[0]  # (N, 4, C, S, S)
+        deviations = along_borders(turned, torch.std)
+        flat = deviations.unflatten(2, (4, -1)).amax(dim=3) < SINGLE_COLOUR
+        return torch.cat([flat.float(), along_borders(turned, torch.mean), deviations], dim=2)
+
+    def seen(sample: Sample) -> tuple[Tensor, Tensor]:
+        borders = gathered(sample, look)
+        return borders.flatten(0, 1), torch.arange(TURNS).repeat(len(borders))
+
+    (borders, turns), (others, their_turns) = seen(fit), seen(held_out)
+    bars = linear_accuracy(borders[:, :4], turns, others[:, :4], their_turns)
+    colours = linear_accuracy(borders[:, 4:], turns, others[:, 4:], their_turns)
+    network, chance = mean_figures(method, held_out)["accuracy"], 1 / TURNS
+    solved = beyond(network, chance)
+    return found(
+        solved < SOLVED or beyond(bars, chance) > LEAK,
+        warning=UNSOLVED if solved < SOLVED else "borders of a single colour give turns away; pad or crop otherwise",
+        fine="no border of a single colour gives turns away",
+        figures={"network": network, "single-colour borders": bars},
+        against={"chance": chance, "border colours": colours},
+    )
 
 
 def rotations(images: Tensor) -> Tensor:

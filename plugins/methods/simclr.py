@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from cl_core.data.sampling import SampleRng
 from cl_core.heads import mlp
-from cl_core.types import Augmentation, Method, StepOutput, Views
+from cl_core.types import Augmentation, Diagnosis, Method, StepOutput, Views
+from plugins.methods.embedding_detectors import contrastive_diagnoses
 from plugins.methods.info_nce import information_bound
 
 
@@ -74,6 +75,10 @@ class SimCLR(Method):
     @property
     def _counts_candidates(self) -> bool:
         return hasattr(self.loss, "candidates")
+
+    def diagnoses(self) -> dict[str, Diagnosis]:
+        """Collapse, colours as a shortcut, and whether h beats z."""
+        return contrastive_diagnoses(self, self.head)
 
 
 @torch.no_grad()

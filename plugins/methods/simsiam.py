@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from cl_core.data.sampling import SampleRng
 from cl_core.heads import mlp
-from cl_core.types import Augmentation, Method, ParamGroup, StepOutput, Views
+from cl_core.types import Augmentation, Diagnosis, Method, ParamGroup, StepOutput, Views
+from plugins.methods.embedding_detectors import embedding_diagnoses
 
 
 class SimSiam(Method):
@@ -83,6 +84,10 @@ class SimSiam(Method):
     def trivial(self) -> dict[str, float]:
         """Of a constant output: perfect prediction, which is collapse."""
         return {"loss": -1.0, "positive_similarity": 1.0}
+
+    def diagnoses(self) -> dict[str, Diagnosis]:
+        """Collapse, and whether h beats z."""
+        return embedding_diagnoses(self, self.projector)
 
     def _answer(self, z: Tensor) -> Tensor:
         return z.detach() if self.stop_gradient else z

@@ -17,13 +17,14 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from cl_core.data.sampling import SampleRng
-from cl_core.types import Augmentation, Encoder, Method, Panel, Representation, StepOutput, Views
+from cl_core.types import Augmentation, Diagnosis, Encoder, Method, Panel, Representation, Sample, StepOutput, Views
 from plugins.methods.color import ColorBins, denormalized, lab_to_rgb, normalized, require_color, rgb_to_lab, strided
+from plugins.methods.color_detectors import chroma, colour_in_input
 from plugins.methods.panels import SHOWN, contact_sheet, judging
 from plugins.methods.pixel_head import PixelHead, last_map
 
+TEMPERATURE = 0.38  # of the annealed mean that turns distributions into colours, as for colorization
 _PREPARED_AT_ONCE = 256
-_TEMPERATURE = 0.38  # of the annealed mean that pictures are drawn with, as in colorization
 
 
 class SplitBrain(Method):
@@ -133,6 +134,28 @@ class SplitBrain(Method):
         sheet = contact_sheet([lab_to_rgb(torch.cat(parts, dim=1)) for parts in columns])
         return [Panel(title="Colour from lightness, lightness from colour", caption=caption, image=sheet)]
 
+    def diagnoses(self) -> dict[str, Diagnosis]:
+        """Whether the half that predicts colour dares to use it, and has to; bins are needed for the former."""
+        questions = {
+            "leak": Diagnosis(
+                question="Is the input of the lightness half free of colour?",
+                find=lambda fit, held_out: colour_in_input(self, held_out),
+            )
+        }
+        if isinstance(self.color_target, ColorClasses):
+            questions["chroma"] = Diagnosis(
+                question="Are the predicted colours as colourful as images?",
+                find=lambda fit, held_out: chroma(self._compared, held_out),
+            )
+        return questions
+
+    def _compared(self, part: Sample) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Predicted and true (a, b), (N, 2, h, w), and the likeliest and the nearest bin, (N, h, w)."""
+        views = self.make_views(part.images, part.rng)
+        ab, bins = views.extras["lab"][:, 1:], self.color_target.bins
+        logits = self.color_head(last_map(self.encoder.lightness, views.images[0]), ab.shape[-2:]).float()
+        return bins.decode(logits, TEMPERATURE), ab, logits.argmax(dim=1), bins.encode(ab).argmax(dim=1)
+
 
 class SplitEncoder(Encoder):
     """Two encoders side by side that share no weight: the first channel goes to one, the other two to the other."""
@@ -194,7 +217,7 @@ class ColorClasses(Target):
 
     def decode(self, output: Tensor) -> Tensor:
         """The annealed mean of the bins."""
-        return self.bins.decode(output, _TEMPERATURE)
+        return self.bins.decode(output, TEMPERATURE)
 
     def observe(self, lab: Tensor) -> None:
         """Take the prior."""
@@ -230,7 +253,7 @@ class LightnessClasses(Target):
     def decode(self, output: Tensor) -> Tensor:
         """The annealed mean of the middles of the bins."""
         middles = (torch.arange(self.width, device=output.device) + 0.5) * (100 / self.width)
-        return torch.einsum("nqhw,q->nhw", (output / _TEMPERATURE).softmax(dim=1), middles)[:, None]
+        return torch.einsum("nqhw,q->nhw", (output / TEMPERATURE).softmax(dim=1), middles)[:, None]
 
     def observe(self, lab: Tensor) -> None:
         """Take the frequencies."""

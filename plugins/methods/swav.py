@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from cl_core.data.sampling import SampleRng
 from cl_core.heads import mlp
-from cl_core.types import Augmentation, Method, StepOutput, UnitInterval, Views
+from cl_core.types import Augmentation, Diagnosis, Method, StepOutput, UnitInterval, Views
 from plugins.methods.assignment import assignment_information
+from plugins.methods.embedding_detectors import assignments, embedding_diagnoses
 from plugins.methods.queue import Queue
 
 
@@ -107,6 +108,19 @@ class SwAV(Method):
     def trivial(self) -> dict[str, float]:
         """Of equal scores for all prototypes: log(prototypes); and of all images in one cluster."""
         return {"loss": math.log(len(self.prototypes)), "prototype_perplexity": 1.0, "assignment_information": 0.0}
+
+    def diagnoses(self) -> dict[str, Diagnosis]:
+        """Those of all embeddings, and whether the prototypes share the images out."""
+        prototypes = Diagnosis(
+            question="Are the images spread over many prototypes?",
+            find=lambda fit, held_out: assignments(self.scores, held_out),
+        )
+        return {**embedding_diagnoses(self, self.projector), "prototypes": prototypes}
+
+    def scores(self, images: Tensor) -> Tensor:
+        """Cosines of images (N, C, H, W) with the prototypes, (N, K) float32."""
+        z = F.normalize(self.projector(self.encoder(images)).float(), dim=1)
+        return z @ F.normalize(self.prototypes, dim=1).T
 
     def _embeddings(self, views: Views) -> Tensor:
         """Unit vectors of all views: (V, N, D) float32. Views of one size pass together, as in the authors' code."""

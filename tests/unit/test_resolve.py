@@ -40,7 +40,7 @@ def test_the_temperature_reruns_pretraining_and_what_follows_but_not_views(proje
     changed(folder)
     path = folder / "experiments" / "tiny.yaml"
     path.write_text(path.read_text().replace("temperature: 0.5", "temperature: 0.2"))
-    assert changed(folder) == stages("tiny", "pretrain", "embed", "linear_eval", "finetune")
+    assert changed(folder) == stages("tiny", "pretrain", "embed", "linear_eval", "finetune", "diagnose")
 
 
 def test_a_description_reruns_only_the_report(project):
@@ -78,9 +78,9 @@ def test_editing_a_plugin_or_its_helper_reruns_exactly_the_experiments_that_use_
     params.write_text(params.read_text().replace("[tiny]", "[tiny, b]"))
     changed(folder)
     (module.parent / "acme_helper.py").write_text(HELPER.replace("2.0", "3.0"))
-    assert changed(folder) == stages("b", "pretrain", "embed", "linear_eval", "finetune")
+    assert changed(folder) == stages("b", "pretrain", "embed", "linear_eval", "finetune", "diagnose")
     module.write_text(module.read_text().replace("A loss", "The loss"))
-    assert changed(folder) == stages("b", "pretrain", "embed", "linear_eval", "finetune")
+    assert changed(folder) == stages("b", "pretrain", "embed", "linear_eval", "finetune", "diagnose")
 
 
 def test_a_resolved_file_names_provider_version_and_source_of_each_part(project):
@@ -98,6 +98,8 @@ def test_a_resolved_file_names_provider_version_and_source_of_each_part(project)
 def test_one_method_is_not_hashed_into_another_and_trainer_and_report_only_into_their_stages():
     simclr = imported_modules(["plugins.methods.simclr"], {"plugins"})
     assert "plugins.methods.byol" not in simclr
+    jigsaw = imported_modules(["plugins.methods.jigsaw"], {"plugins"})
+    assert not {"plugins.methods.rotation", "plugins.methods.context_prediction"} & jigsaw
     pretrain = imported_modules(["cl_core.training.trainer"], {"cl_core"})
     assert "cl_core.training.trainer" in pretrain
     assert not {name for name in pretrain if name.startswith(("cl_core.report", "cl_core.evaluation.linear"))}
