@@ -21,6 +21,8 @@ from pydantic import (
     model_validator,
 )
 
+from cl_core.errors import did_you_mean
+
 UnitInterval = Annotated[float, Field(ge=0, le=1)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
@@ -265,6 +267,8 @@ class ParamsConfig(Section):
     """Heading of the report."""
     experiments: Annotated[list[Name], Field(min_length=1)]
     """Names of the files experiments/<name>.yaml that take part."""
+    diagnose: list[Name] = []
+    """Experiments whose trained method is searched for shortcuts and collapse; DVC needs the key, also if empty."""
     seed: NonNegativeInt = 0
     data: DataConfig
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -276,4 +280,14 @@ class ParamsConfig(Section):
         twice = sorted({name for name in self.experiments if self.experiments.count(name) > 1})
         if twice:
             raise ValueError(f"experiments lists {', '.join(twice)} twice; keep one")
+        return self
+
+    @model_validator(mode="after")
+    def _diagnosed_exist(self) -> ParamsConfig:
+        unknown = [name for name in self.diagnose if name not in self.experiments]
+        if unknown:
+            hint = did_you_mean(unknown[0], self.experiments)
+            raise ValueError(f"diagnose lists {', '.join(unknown)}, not among experiments{hint}; add or remove it")
+        if len(set(self.diagnose)) < len(self.diagnose):
+            raise ValueError("diagnose lists a name twice; keep one")
         return self

@@ -19,7 +19,7 @@ from cl_core.registry import Entry
 
 RESOLVED = Path("artifacts/resolved")
 ONCE = ("ingest", "report")
-PER_EXPERIMENT = ("views", "pretrain", "embed", "linear_eval", "finetune")
+PER_EXPERIMENT = ("views", "pretrain", "embed", "linear_eval", "finetune", "diagnose")
 
 
 def write_resolved(root: Path) -> list[Path]:
@@ -141,6 +141,7 @@ def _stage_sections(project: Project, experiment: Experiment, stage: str) -> dic
             "linear": evaluation.linear.model_dump(mode="json"),
             "batch_size": evaluation.batch_size,
         },
+        "diagnose": {},  # resolved for every experiment, since one that is not listed can be diagnosed by hand
     }
     return dict(sections[stage])
 

@@ -262,6 +262,19 @@ def finetune(stage: Stage) -> None:
     write_json(stage.out / "metrics.json", metrics)
 
 
+def diagnose(stage: Stage) -> None:
+    """Trained method and images it was not trained on -> what its own questions find."""
+    from cl_core.evaluation.diagnose import diagnose as run_diagnose
+
+    found = run_diagnose(
+        stage.trained_method(), stage.split("train"), stage.split("validation"), seed=stage.seed, device=stage.device
+    )
+    trained = sha256_file(stage.folder("pretrain") / "method.safetensors")
+    write_json(stage.out / "findings.json", {"method_sha256": trained, **found})
+    warnings = [finding["name"] for finding in found["findings"] if finding["state"] == "warning"]
+    _say(f"{len(found['findings'])} questions, warnings: {', '.join(warnings) or 'none'}")
+
+
 def report(project: Path) -> None:
     """All runs -> one page."""
     from cl_core.report.page import write_report
@@ -280,6 +293,7 @@ PER_EXPERIMENT: dict[str, Callable[[Stage], None]] = {
     "embed": embed,
     "linear_eval": linear_eval,
     "finetune": finetune,
+    "diagnose": diagnose,
 }
 
 

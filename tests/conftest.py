@@ -16,6 +16,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 PARAMS = """\
 experiments: [tiny]
+diagnose: []
 seed: 0
 data:
   source: {name: digits}

@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, PositiveInt, TypeAdapter, ValidationError
 
@@ -111,6 +111,25 @@ class FinetuneResult(Record):
     fractions: dict[float, FractionResult]
 
 
+class Finding(Record):
+    """One answer in diagnose/findings.json; "skipped" where a question needs what the images lack."""
+
+    name: str
+    question: str
+    state: Literal["fine", "warning", "skipped"]
+    text: str
+    figures: dict[str, float] = {}
+    against: dict[str, float] = {}
+
+
+class Findings(Record):
+    """diagnose/findings.json. method_sha256: of the method.safetensors that was looked at."""
+
+    method_sha256: str
+    images: dict[str, PositiveInt]
+    findings: list[Finding]
+
+
 class Part(Record):
     """Who provides a part: the distribution, its version, and the digest of the part's source."""
 
@@ -184,7 +203,8 @@ class Experiment:
     """All that the report needs of one experiment, apart from images and features.
 
     folder: artifacts/runs/<name>. resolved: stage -> its resolved input. card: encoder.json. missing: stages that have
-    left nothing, in pipeline order. encoder_bytes and encoder_sha256: of encoder.safetensors.
+    left nothing, in pipeline order. diagnosed: what `contrast diagnose` found in the method as it is now, or None.
+    encoder_bytes and encoder_sha256: of encoder.safetensors.
     """
 
     name: str
@@ -196,6 +216,7 @@ class Experiment:
     linear: Outcome[LinearResult] = Outcome()
     finetune: Outcome[FinetuneResult] = Outcome()
     missing: tuple[str, ...] = ()
+    diagnosed: Findings | None = None
     encoder_bytes: int | None = None
     encoder_sha256: str = ""
     timing: Mapping[str, Any] = field(default_factory=dict)
@@ -256,6 +277,7 @@ def _experiment(artifacts: Path, name: str, description: str, timing: bool) -> E
         linear=_outcome(LinearResult, folder / "linear_eval" / "metrics.json", f"dvc repro linear_eval@{name}"),
         finetune=_outcome(FinetuneResult, folder / "finetune" / "metrics.json", f"dvc repro finetune@{name}"),
         missing=tuple(missing),
+        diagnosed=_findings(folder, f"contrast diagnose {name}"),
         encoder_bytes=weights.stat().st_size if weights.is_file() else None,
         encoder_sha256=sha256_file(weights) if weights.is_file() else "",
         timing=read_mapping(pretrain / "timing.json", remake) if timing else {},
@@ -274,6 +296,15 @@ def _outcome(model: type[Result], path: Path, remake: str) -> Outcome[Result]:
     if isinstance(value, dict) and "skipped" in value:
         return Outcome(skipped=str(value["skipped"]))
     return Outcome(_record(model, value, path, remake))
+
+
+def _findings(folder: Path, remake: str) -> Findings | None:
+    """What was found in the method as it is now; None where nothing was, or where it was in an earlier training."""
+    path, method = folder / "diagnose" / "findings.json", folder / "pretrain" / "method.safetensors"
+    if not path.is_file() or not method.is_file():
+        return None
+    found = _record(Findings, _json(path, remake), path, remake)
+    return found if found.method_sha256 == sha256_file(method) else None
 
 
 def read_statistics(path: Path, remake: str) -> ViewStatistics | None:

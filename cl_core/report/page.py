@@ -90,6 +90,7 @@ def write_report(
         retrievals={group.index: _retrieval(store, group.first) for group in groups},
         label_plots=_label_plots(groups),
         panels=_panels(groups),
+        diagnosed=[e for group in groups for e in group.experiments if e.diagnosed],
         ingest=read_resolved(artifacts / "resolved" / "ingest.json"),
         timing=timing,
     )
@@ -110,6 +111,7 @@ def _environment() -> Environment:
         "verdict": verdict,
         "remarks": remarks,
         "code": _with_code,
+        "significant": lambda figures: [(name, f"{value:.3g}") for name, value in figures.items()],
         "figures": lambda values: ", ".join(f"{value:.2f}" for value in values),
     }
     return environment

@@ -11,6 +11,7 @@ from cl_core.data.sampling import mix
 
 FOLDER_PARAMS = """\
 experiments: [tiny]
+diagnose: []
 data:
   source: {name: image_folder, path: images}
   size: 16

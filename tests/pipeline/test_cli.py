@@ -38,7 +38,7 @@ def raising(error):
     return action
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--help"], ["stage", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--help"], ["diagnose", "--help"]])
 def test_help_imports_nothing_heavy(arguments):
     script = f"""
 import sys

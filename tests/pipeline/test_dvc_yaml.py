@@ -32,6 +32,7 @@ OUTPUTS = {{
     "embed": ["train.safetensors", "embed.json"],
     "linear_eval": ["metrics.json", "predictions.safetensors"],
     "finetune": ["metrics.json"],
+    "diagnose": ["findings.json"],
 }}
 INPUTS = {{
     "views": [],
@@ -39,6 +40,7 @@ INPUTS = {{
     "embed": ["pretrain/encoder.safetensors"],
     "linear_eval": ["embed/train.safetensors"],
     "finetune": ["pretrain/method.safetensors"],
+    "diagnose": ["pretrain/method.safetensors"],
 }}
 
 def write(path, text):
@@ -81,12 +83,12 @@ def write_project(folder, experiments):
     return folder
 
 
-def set_experiments(folder, experiments):
+def set_experiments(folder, experiments, diagnose=()):
     # A variable of the environment in params.yaml must not be taken by DVC for one of its own.
-    path = "${NOT_DVC_S}"
-    (folder / "params.yaml").write_text(json.dumps({"experiments": experiments, "data": {"source": {"path": path}}}))
+    params = {"experiments": experiments, "diagnose": list(diagnose), "data": {"source": {"path": "${NOT_DVC_S}"}}}
+    (folder / "params.yaml").write_text(json.dumps(params))
     settings = {"ingest.json": 0, "report.json": experiments}
-    settings |= {f"{name}/{stage}.json": stage for name in experiments for stage in CHAIN}
+    settings |= {f"{name}/{stage}.json": stage for name in experiments for stage in (*CHAIN, "diagnose")}
     (folder / "settings.json").write_text(json.dumps(settings))
 
 
@@ -164,6 +166,14 @@ def test_a_changed_source_reruns_everything(ran):
 def test_an_experiment_more_runs_its_own_stages_and_the_report(ran):
     set_experiments(ran, ["a", "b", "c"])
     assert repro(ran) == {"resolve", *(f"{stage}@c" for stage in CHAIN), "report"}
+
+
+def test_only_listed_experiments_are_diagnosed_again_after_each_training(ran):
+    set_experiments(ran, ["a", "b"], diagnose=["b"])
+    assert repro(ran) == {"resolve", "diagnose@b", "report"}
+    change(ran, "b/pretrain.json", "another temperature")
+    assert "diagnose@b" in repro(ran)
+    assert "diagnose@b" in {stage.name for stage in look(ran).stages}
 
 
 def test_times_are_nobody_s_input(ran):

@@ -22,8 +22,8 @@ def test_all_problems_of_a_file_are_reported_together_with_line_path_value_and_r
         'experiments: [a]\nsed: 3\ndata:\n  source: {name: digits}\n  size: "32"\n  splits: {validation: 1.5}\n',
     )
     assert sorted(problems) == [
-        "file.yaml:2: sed: unknown key - did you mean 'seed'?; known keys: title, experiments, seed, data, evaluation, "
-        "run, plugins",
+        "file.yaml:2: sed: unknown key - did you mean 'seed'?; known keys: title, experiments, diagnose, seed, data, "
+        "evaluation, run, plugins",
         "file.yaml:5: data.size: should be a valid integer, got '32'",
         "file.yaml:6: data.splits.validation: must be a share of the images in [0, 1) or a whole number of images, "
         "got 1.5",
@@ -46,6 +46,18 @@ def test_a_wrong_value_in_an_experiment_is_explained(tmp_path, text, said):
     assert len(problems) == 1
     assert problems[0].startswith("file.yaml:3: ")
     assert said in problems[0]
+
+
+@pytest.mark.parametrize(
+    ("listed", "said"),
+    [
+        ("[simclt]", "diagnose lists simclt, not among experiments - did you mean 'simclr'?; add or remove it"),
+        ("[simclr, simclr]", "diagnose lists a name twice; keep one"),
+    ],
+)
+def test_diagnosed_experiments_have_to_exist(tmp_path, listed, said):
+    text = f"experiments: [simclr]\ndiagnose: {listed}\ndata: {{source: {{name: digits}}}}\n"
+    assert problems_of(tmp_path, ParamsConfig, text) == [f"file.yaml:1: {said}"]
 
 
 def test_a_missing_section_is_named(tmp_path):

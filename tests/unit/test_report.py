@@ -201,6 +201,29 @@ def write_metrics(artifacts: Path, name: str, linear: Any, finetune: Any) -> Non
         write_json(folder / "metrics.json", metrics)
 
 
+def write_findings(artifacts: Path, name: str) -> None:
+    """A trained method, and what was found in it."""
+    folder = artifacts / "runs" / name
+    save_file({"head.weight": torch.zeros(2, 2)}, folder / "pretrain" / "method.safetensors")
+    wrong = {
+        "name": "colours",
+        "question": "Does it take more than <colours>?",
+        "state": "warning",
+        "text": "colours alone find most; set `prob: 0.8`",
+        "figures": {"colours": 0.4123},
+        "against": {"chance": 1 / 255},
+    }
+    skipped = {"name": "projection", "question": "Is h better?", "state": "skipped", "text": "there are no labels"}
+    write_json(
+        folder / "diagnose" / "findings.json",
+        {
+            "method_sha256": sha256_file(folder / "pretrain" / "method.safetensors"),
+            "images": {"fit": 2000, "held_out": 1000},
+            "findings": [wrong, skipped],
+        },
+    )
+
+
 EXPERIMENTS = ["simclr", "simclr-seed1", "byol", "unlabelled", "jigsaw"]
 
 
@@ -215,6 +238,7 @@ def write_project(artifacts: Path) -> Path:
     write_features(artifacts, "unlabelled", counts=COUNTS)
     skipped = {"skipped": "the dataset has no labels"}
     write_metrics(artifacts, "unlabelled", skipped, skipped)
+    write_findings(artifacts, "simclr-seed1")
     return artifacts
 
 
@@ -302,6 +326,22 @@ def test_skipped_and_missing_experiments_are_named_with_reason_and_command(page:
     assert (
         "jigsaw : no output of resolve, views, pretrain, embed, linear_eval, finetune; run contrast run jigsaw" in text
     )
+
+
+def test_verdicts_of_diagnoses_are_told_with_their_figures(page: str) -> None:
+    section = text_of(page[page.index('<section id="diagnoses"') : page.index('<section id="provenance"')])
+    assert "simclr-seed1 judged on 1,000 images" in section
+    assert "warning Does it take more than <colours>? colours alone find most; set prob: 0.8 . colours 0.412" in section
+    assert "chance 0.00392" in section
+    assert "skipped Is h better? there are no labels." in section
+
+
+def test_without_diagnoses_there_is_no_such_section(project: Path, tmp_path: Path) -> None:
+    artifacts = Path(shutil.copytree(project, tmp_path / "artifacts"))
+    method = artifacts / "runs" / "simclr-seed1" / "pretrain" / "method.safetensors"
+    save_file({"head.weight": torch.ones(2, 2)}, method)  # trained again: the findings are of another network
+    page = write_report(artifacts, tmp_path / "index.html", experiments=EXPERIMENTS).read_text()
+    assert "diagnoses" not in page
 
 
 def test_text_of_users_is_never_markup(page: str) -> None:
