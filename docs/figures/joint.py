@@ -34,7 +34,7 @@ from plugins.augmentations import byol as byol_recipe
 from plugins.augmentations import simclr as simclr_recipe
 from plugins.encoders import resnet8
 from plugins.losses import Cosine, InfoNCE
-from plugins.losses.contrastive import information_bound
+from plugins.methods.info_nce import information_bound
 from plugins.methods import BYOL, SimCLR
 
 TEMPERATURE = 0.5
