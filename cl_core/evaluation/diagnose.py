@@ -34,7 +34,7 @@ def diagnose(
     changes the method, CollapseError for a figure that is not finite.
     """
     if not method.diagnoses():
-        raise ConfigError(f"{type(method).__name__} offers no diagnosis; take it out of `diagnose` in params.yaml")
+        raise ConfigError(f"{type(method).__name__} offers no diagnosis; leave it out of `diagnose` in params.yaml")
     if len(validation) == 0:
         raise ConfigError("the validation split has no images to diagnose with; raise data.splits.validation")
     fit = _sample(train.by_hash(FIT_IMAGES), mix(seed, _STREAM, 0), device)

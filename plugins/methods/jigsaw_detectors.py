@@ -49,7 +49,7 @@ def jigsaw_statistics(method: Jigsaw, fit: Sample, held_out: Sample) -> Finding:
     return found(
         max(beyond(figures["statistics"], chance), beyond(figures["borders"], chance)) > LEAK,
         warning="trivial statistics of the tiles solve puzzles, so the guards leak; widen the gap, standardise tiles",
-        fine="trivial statistics of the tiles solve next to no puzzles",
+        fine="trivial statistics of the tiles solve few puzzles",
         figures=figures,
         against={"chance": chance},
     )

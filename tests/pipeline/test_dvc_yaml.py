@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from cl_core.errors import ConfigError
 from pipelines.dvc_repo import look
 from pipelines.project import STATIC, TEMPLATES
 
@@ -174,6 +175,14 @@ def test_only_listed_experiments_are_diagnosed_again_after_each_training(ran):
     change(ran, "b/pretrain.json", "another temperature")
     assert "diagnose@b" in repro(ran)
     assert "diagnose@b" in {stage.name for stage in look(ran).stages}
+
+
+def test_a_list_that_params_yaml_lacks_is_named_with_the_line_to_add(tmp_path):
+    folder = write_project(tmp_path, ["a"])
+    (folder / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n")
+    (folder / "params.yaml").write_text("experiments: [a]\n")
+    with pytest.raises(ConfigError, match=r"Could not find .diagnose.; add the line `diagnose: \[\]` to params\.yaml"):
+        look(folder)
 
 
 def test_times_are_nobody_s_input(ran):

@@ -137,7 +137,9 @@ def test_the_same_method_and_images_give_the_same_findings():
 
 def test_a_method_without_questions_and_a_split_without_images_are_explained():
     supervised = Supervised(resnet8(width=4), lambda images, rng: images)
-    with pytest.raises(ConfigError, match=r"Supervised offers no diagnosis; take it out of `diagnose` in params\.yaml"):
+    with pytest.raises(
+        ConfigError, match=r"Supervised offers no diagnosis; leave it out of `diagnose` in params\.yaml"
+    ):
         diagnose(supervised, Held(4), Held(4), seed=0)
     with pytest.raises(ConfigError, match=r"validation split has no images .* raise data\.splits\.validation"):
         diagnose(Asked(lambda *_: finding(x=1)), Held(4), Held(0), seed=0)

@@ -331,9 +331,9 @@ def test_skipped_and_missing_experiments_are_named_with_reason_and_command(page:
 def test_verdicts_of_diagnoses_are_told_with_their_figures(page: str) -> None:
     section = text_of(page[page.index('<section id="diagnoses"') : page.index('<section id="provenance"')])
     assert "simclr-seed1 judged on 1,000 images" in section
-    assert "warning Does it take more than <colours>? colours alone find most; set prob: 0.8 . colours 0.412" in section
+    assert "warning Does it take more than <colours>? Colours alone find most; set prob: 0.8 . colours 0.412" in section
     assert "chance 0.00392" in section
-    assert "skipped Is h better? there are no labels." in section
+    assert "skipped Is h better? There are no labels." in section
 
 
 def test_without_diagnoses_there_is_no_such_section(project: Path, tmp_path: Path) -> None:
