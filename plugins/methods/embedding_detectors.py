@@ -18,6 +18,9 @@ from cl_core.types import Diagnosis, Finding, Method, Sample
 from plugins.methods.detectors import SOLVED, UNSOLVED, beyond, found, gathered
 
 MIN_STD, MIN_RANK = 0.1, 2.0  # of unit embeddings, as for the collapse monitor: std times sqrt(D), effective rank
+# Of views beyond chance, among 255 others. On 512 images of CIFAR-10 colours find 52 % after crops alone, 32 % if some
+# are made grey, 47 % with jitter of strength 0.1, 13 % with 0.5, and 8 % with both.
+COLOUR_LEAK = 0.25
 FEW = 0.1  # of the prototypes that could be in use
 _RIDGE = 1e-3  # of the variance of colour statistics within pairs, where some do not vary
 
@@ -83,14 +86,13 @@ def colours(method: Method, embed: Network, fit: Sample, held_out: Sample) -> Fi
     trivial, chance = _matched(held_out, lambda part: _views(method, part, channel_statistics) @ whiten)
     network, _ = _matched(held_out, lambda part: F.normalize(_views(method, part, embed), dim=2))
     solved = beyond(network, chance)
+    shares = f"colours alone find {trivial:.0%} of the views, the network {network:.0%}"
     return found(
-        solved < SOLVED or beyond(trivial, chance) > solved / 2,
-        warning="colours alone find most of the views that the network finds; strengthen the jitter of colours"
-        if solved >= SOLVED
-        else UNSOLVED,
-        fine="colours alone find few of the views that the network finds",
+        solved < SOLVED or beyond(trivial, chance) > COLOUR_LEAK,
+        warning=UNSOLVED if solved < SOLVED else f"{shares}; strengthen the jitter of colours",
+        fine=shares,
         figures={"colours": trivial, "network": network},
-        against={"chance": chance},
+        against={"chance": chance, "leak above": COLOUR_LEAK},
     )
 
 
