@@ -1,5 +1,7 @@
 """Every registered part, third-party ones included, keeps the contract of its kind."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from cl_core.config import OptimizerConfig, ScheduleConfig, TrainConfig
 from cl_core.data.ingest import SplitRule, ingest
 from cl_core.data.store import Store
 from cl_core.data.views import Chain
-from cl_core.errors import Interrupted
+from cl_core.errors import CollapseError, Interrupted
 from cl_core.registry import load_registry
 from cl_core.testing import (
     check_augmentation,
@@ -37,6 +39,11 @@ REQUIRED = {
     ("score", "mlp"): {"dim": 16},
     ("source", "torchvision"): {"dataset": "FakeData", "root": "."},
 }
+# Methods that a constant output satisfies, or that start from one.
+JOINT_EMBEDDING = {
+    "simclr", "supcon", "moco_v2", "moco_v3", "nnclr", "byol", "simsiam", "barlow_twins", "vicreg", "swav", "dino",
+    "counting",
+}  # fmt: skip
 TRANSFORMERS = {"mae"}  # methods that leave tokens out
 
 
@@ -158,6 +165,44 @@ def test_a_method_that_is_stopped_and_continued_ends_in_the_same_bytes(entry, st
         with pytest.raises(Interrupted):
             train(tmp_path / "stopped", stop=lambda steps=steps: next(steps) == 3)
     assert train(tmp_path / "stopped") == whole
+
+
+def train_watched(method, store, folder, epochs):
+    """Train under the installed monitors; the last figures that they saw."""
+    seen: list[dict[str, float]] = []
+    tracker = SimpleNamespace(
+        start=lambda run: None, log=lambda step, metrics: seen.append(metrics), end=lambda summary: None
+    )
+    pretrain(
+        method,
+        store.split("train"),
+        optimizer=OptimizerConfig(lr=1e-3),
+        schedule=ScheduleConfig(epochs=epochs, warmup_epochs=0),
+        train=TrainConfig(batch_size=16, precision="fp32", channels_last=False, log_every=1, knn_every=0),
+        seed=0,
+        out=folder / "out",
+        checkpoints=folder / "checkpoints",
+        card={},
+        observers=Observers(REGISTRY.manager.hook, [tracker], PlainProgress(lambda line: None)),
+        validation=None,
+        materialized=None,
+        decisions=folder / "decisions.json",
+    )
+    return seen[-1]
+
+
+@parts("method")
+def test_a_constant_network_is_stopped_as_collapsed_and_a_fresh_one_is_not(entry, store, tmp_path):
+    figures = train_watched(build_method(entry, size=16), store, tmp_path / "fresh", epochs=3)
+    if "feature_std" not in figures:
+        assert entry.name not in JOINT_EMBEDDING, "report an embedding, or nobody notices that it collapses"
+        return
+    collapsed = build_method(entry, size=16)
+    for network in collapsed.modules():
+        if type(network) is type(collapsed.encoder):  # moving averages of it too
+            network.register_forward_hook(lambda _network, _images, features: features * 0 + 1)
+    with pytest.raises(CollapseError, match=r"feature_std is .* below 0\.1.*plugins\.block"):
+        train_watched(collapsed, store, tmp_path / "collapsed", epochs=3)
 
 
 @parts("method")
