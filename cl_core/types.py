@@ -161,16 +161,25 @@ class Representation(nn.Module):
 
 
 class FineTuneModel(nn.Module):
-    """The part of a method that fine-tuning continues from: RGB in [0, 1] -> (N, out_dim), all of it trainable."""
+    """The part of a method that fine-tuning continues from: RGB in [0, 1] -> (N, out_dim), all of it trainable.
 
-    def __init__(self, representation: Representation, out_dim: int) -> None:
+    head: what of the method's head stays on top of the encoder, (N, D) -> (N, out_dim); None keeps the encoder alone.
+    name: says what is fine-tuned, in results and in the keys of yardsticks.
+    """
+
+    def __init__(
+        self, representation: Representation, out_dim: int, *, head: nn.Module | None = None, name: str = "encoder"
+    ) -> None:
         super().__init__()
         self.representation = representation
         self.out_dim = out_dim
+        self.head = head
+        self.name = name
 
     def forward(self, images: Tensor) -> Tensor:
         """images (N, 3, H, W) in [0, 1] -> (N, out_dim)."""
-        return self.representation.pooled(images)
+        features = self.representation.pooled(images)
+        return features if self.head is None else self.head(features)
 
 
 @dataclass(frozen=True, kw_only=True)

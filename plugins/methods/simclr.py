@@ -1,7 +1,8 @@
 """SimCLR: two augmented views of an image must find each other in the batch (Chen et al. 2020, arXiv:2002.05709).
 
 The contrastive loss is a part of its own; this file holds what makes the algorithm: two views of one chain, one pass
-through encoder and projection head, the encoder's output kept and the projection thrown away.
+through encoder and projection head, the encoder's output kept and the projection thrown away. SimCLR v2 (Chen et al.
+2020, arXiv:2006.10029) is the same objective with a deeper head, of which fine-tuning keeps the first layer.
 """
 
 from __future__ import annotations
@@ -11,14 +12,17 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from cl_core.data.sampling import SampleRng
+from cl_core.errors import ConfigError
 from cl_core.heads import mlp
-from cl_core.types import Augmentation, Diagnosis, Method, StepOutput, Views
+from cl_core.types import Augmentation, Diagnosis, FineTuneModel, Method, StepOutput, Views
 from plugins.methods.embedding_detectors import contrastive_diagnoses
 from plugins.methods.info_nce import information_bound
+
+_MODULES_PER_LAYER = 3  # of the head but for its last layer: linear, batch norm, ReLU
 
 
 class SimCLR(Method):
@@ -29,6 +33,8 @@ class SimCLR(Method):
     out_dim: width of the projection on which the loss acts.
     head_layers: linear layers of the head; 2 in the paper, 3 in SimCLR v2 (arXiv:2006.10029).
     head_norm: batch norm after the head's last layer too, as in the authors' released code.
+    fine_tune_layer: head layer that fine-tuning starts from; 0 keeps the encoder alone, as SimCLR does, 1 its first
+        layer with norm and ReLU too, as v2 does (arXiv:2006.10029, section 2). Smaller than head_layers.
 
     Logs positive_similarity, the mean cosine of siblings, and contrastive_accuracy, the share of the 2N anchors whose
     nearest neighbour in the batch is their sibling. Logs information_bound, log(candidates) less the loss, where the
@@ -47,13 +53,20 @@ class SimCLR(Method):
         out_dim: PositiveInt = 128,
         head_layers: Literal[2, 3] = 2,
         head_norm: bool = True,
+        fine_tune_layer: NonNegativeInt = 0,
     ) -> None:
         super().__init__()
+        if fine_tune_layer >= head_layers:
+            raise ConfigError(
+                f"method.fine_tune_layer {fine_tune_layer} must be smaller than method.head_layers {head_layers}, since "
+                f"the last layer only makes the projection for the loss; use at most {head_layers - 1}"
+            )
         self.encoder = encoder
         self.augment = augment
         self.loss = loss
-        width = hidden_dim or encoder.out_dim
-        self.head = mlp([encoder.out_dim, *[width] * (head_layers - 1), out_dim], last_norm=head_norm)
+        self.fine_tune_layer = fine_tune_layer
+        self.width = hidden_dim or encoder.out_dim
+        self.head = mlp([encoder.out_dim, *[self.width] * (head_layers - 1), out_dim], last_norm=head_norm)
 
     def make_views(self, images: Tensor, rng: SampleRng) -> Views:
         """images (N, C, H, W) -> two views of the same chain."""
@@ -67,6 +80,15 @@ class SimCLR(Method):
         if self._counts_candidates:
             metrics["information_bound"] = information_bound(loss, self.loss.candidates(len(z_a)))
         return StepOutput(loss=loss, metrics=metrics, embedding=z_a.detach().float())
+
+    def fine_tune_model(self) -> FineTuneModel:
+        """The encoder under the head's first `fine_tune_layer` layers, each with its norm and ReLU."""
+        layers = self.fine_tune_layer
+        if layers == 0:
+            return super().fine_tune_model()
+        name = "encoder + head layer 1" if layers == 1 else f"encoder + head layers 1 to {layers}"
+        kept = self.head[: layers * _MODULES_PER_LAYER]
+        return FineTuneModel(self.representation(), self.width, head=kept, name=name)
 
     def trivial(self) -> dict[str, float]:
         """Of a constant encoder: siblings agree perfectly. Its loss depends on the batch size, see the class."""

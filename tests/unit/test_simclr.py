@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cl_core.data.sampling import SampleRng
+from cl_core.errors import ConfigError
 from plugins.encoders import resnet8
 from plugins.losses import DCL, NTXent
 from plugins.methods import SimCLR
@@ -104,6 +105,41 @@ def test_representation_is_the_encoder_and_not_the_projection():
     assert representation.encoder is method.encoder
     assert representation.input_name == "rgb"
     torch.testing.assert_close(representation.pooled(images), method.encoder(images))
+
+
+def test_fine_tuning_continues_from_the_encoder_alone_unless_told_otherwise():
+    method, images = simclr(head_layers=3).eval(), random_images()
+    model = method.fine_tune_model()
+    assert (model.name, model.head, model.out_dim) == ("encoder", None, 16)
+    assert torch.equal(model(images), method.encoder(images))
+
+
+@pytest.mark.parametrize("hidden_dim", [None, 24])
+def test_fine_tuning_through_head_layer_1_gives_its_linear_norm_and_relu_of_the_encoder_s_output(hidden_dim):
+    method, images = simclr(head_layers=3, fine_tune_layer=1, hidden_dim=hidden_dim), random_images()
+    method(method.make_views(images, rng()))  # moves the statistics of the norms
+    model = method.eval().fine_tune_model()
+    linear, norm = method.head[0], method.head[1]
+    by_hand = method.encoder(images) @ linear.weight.T
+    by_hand = (by_hand - norm.running_mean) / (norm.running_var + norm.eps).sqrt() * norm.weight + norm.bias
+    torch.testing.assert_close(model(images), by_hand.clamp(min=0), atol=1e-5, rtol=1e-4)
+    assert model.out_dim == model(images).shape[1] == (hidden_dim or 16)
+    assert model.name == "encoder + head layer 1"
+
+
+def test_fine_tuning_shares_the_weights_of_encoder_and_head_layers_and_of_nothing_else():
+    method = simclr(head_layers=3, fine_tune_layer=2)
+    model = method.fine_tune_model()
+    shared = [*method.encoder.parameters(), *method.head[:6].parameters()]
+    assert {id(parameter) for parameter in model.parameters()} == {id(parameter) for parameter in shared}
+    assert model.name == "encoder + head layers 1 to 2"
+
+
+@pytest.mark.parametrize("layers", [2, 3])
+def test_fine_tuning_from_the_projection_is_refused(layers):
+    said = rf"method.fine_tune_layer {layers} must be smaller than method.head_layers {layers}.*at most {layers - 1}"
+    with pytest.raises(ConfigError, match=said):
+        simclr(head_layers=layers, fine_tune_layer=layers)
 
 
 def test_constant_encoder_shows_the_trivial_figures():
