@@ -239,12 +239,12 @@ def linear_eval(stage: Stage) -> None:
 
 
 def finetune(stage: Stage) -> None:
-    """Encoder and few labels -> label-efficiency curve, beside training from scratch and a probe on the untrained."""
+    """Method and few labels -> classifiers and label-efficiency curve, beside training from scratch and a probe."""
     from cl_core.config import FinetuneConfig, LinearConfig
     from cl_core.evaluation.finetune import finetune as run_finetune
     from cl_core.evaluation.yardsticks import Yardsticks
 
-    metrics = run_finetune(
+    result = run_finetune(
         lambda: stage.trained_method().fine_tune_model(),
         lambda: stage.method().fine_tune_model(),
         stage.split,
@@ -259,7 +259,8 @@ def finetune(stage: Stage) -> None:
         device=stage.device,
         report=_say,
     )
-    write_json(stage.out / "metrics.json", metrics)
+    result.save_classifiers(stage.out / "classifiers")
+    write_json(stage.out / "metrics.json", result.metrics)
 
 
 def diagnose(stage: Stage) -> None:

@@ -156,14 +156,14 @@ def frozen(module: nn.Module, meanwhile: str = "features were computed") -> Iter
     meanwhile: what happens inside, for the error.
     """
     modes = {part: part.training for part in module.modules()}
-    before = _digests(module)
+    before = digests(module)
     module.eval()
     try:
         yield
     finally:
         for part, training in modes.items():
             part.training = training
-    after = _digests(module)
+    after = digests(module)
     changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
     if changed:
         raise DataError(
@@ -253,7 +253,8 @@ def _compact(values: Tensor) -> Tensor:
     return half if error else values
 
 
-def _digests(module: nn.Module) -> dict[str, str]:
+def digests(module: nn.Module) -> dict[str, str]:
+    """{name: sha256 of the bytes} of every parameter and buffer."""
     tensors: dict[str, Tensor] = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     return {name: _digest(tensor.detach()) for name, tensor in tensors.items()}
 

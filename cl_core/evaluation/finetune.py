@@ -1,30 +1,33 @@
 """Fine-tuning on few labels, protocol finetune/simclr-v1 (Chen et al. 2020, arXiv:2002.05709, appendix B.5).
 
-The whole network is trained on nested class-balanced subsets of the labelled training images, with a linear layer that
-starts at zero: SGD with Nesterov momentum 0.9, no weight decay, no warm-up, a cosine to zero, batch norm in train mode,
-crop and flip only (the chain is handed in). It is held against the same network trained from its random initial weights
-on the same labels, steps and grid, and against a linear probe on the untrained network. Learning rates are chosen on
-validation after the last step; each competitor then reads the test split once, for all its subsets together.
+The whole network, under a linear layer that starts at zero, is trained on nested class-balanced subsets of the labelled
+training images, with crop and flip only (the chain is handed in; the optimiser is in `classifier`). It is held against
+the same network trained from its random initial weights on the same labels, steps and grid, and against a linear probe
+on the untrained network. Learning rates are chosen on validation after the last step; each competitor then reads the
+test split once, for all its subsets together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from cl_core.config import FinetuneConfig, LinearConfig, OptimizerConfig
-from cl_core.data.sampling import SampleRng, batch_rows, mix
-from cl_core.data.store import Split, to_float
+from cl_core.config import FinetuneConfig, LinearConfig
+from cl_core.data.files import write_json
+from cl_core.data.sampling import mix
+from cl_core.data.store import Split
 from cl_core.errors import CollapseError
-from cl_core.evaluation.features import extract
+from cl_core.evaluation.classifier import Batches, Classifier, accuracy, judged, train
+from cl_core.evaluation.features import digests, extract
 from cl_core.evaluation.linear import (
     EMPTY_TEST,
     Report,
@@ -36,12 +39,12 @@ from cl_core.evaluation.linear import (
 from cl_core.evaluation.linear import PROTOCOL as PROBE_PROTOCOL
 from cl_core.evaluation.subsets import different_subsets, nested_subsets
 from cl_core.evaluation.yardsticks import Figures, Yardsticks
-from cl_core.measures.metrics import bootstrap_interval, share, topk_accuracy, topk_correct
-from cl_core.training.optim import Schedule, build_optimizer, set_lr
-from cl_core.training.update import deterministic
-from cl_core.types import Augmentation, FineTuneModel, ParamGroup
+from cl_core.measures.metrics import topk_accuracy
+from cl_core.training.outputs import write_weights
+from cl_core.types import Augmentation, FineTuneModel
 
 PROTOCOL = "finetune/simclr-v1"
+CARD = "classifiers.json"
 _REFERENCE_BATCH = 256  # batch size for which the grid's learning rates are written
 _STREAM = 0xF17E  # keeps order and crops apart from those of pretraining
 
@@ -73,26 +76,47 @@ class Task:
 class Candidate:
     """A trained classifier and what learning rates compete by: validation accuracy, then, on a tie, the lower loss."""
 
-    model: nn.Module
+    model: Classifier
     lr: float
     steps: int
     merit: tuple[float, float]
 
 
-class Classifier(nn.Module):
-    """A fine-tuning model under a linear layer that starts at zero: (N, C, H, W) in [0, 1] -> (N, K) logits."""
+@dataclass(frozen=True, kw_only=True)
+class FinetuneResult:
+    """metrics: as written to metrics.json, or {"skipped": reason}.
 
-    def __init__(self, model: FineTuneModel, num_classes: int) -> None:
-        super().__init__()
-        self.model = model.requires_grad_(True)
-        self.head = nn.Linear(model.out_dim, num_classes)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+    classifiers: {fraction: the fine-tuned classifier, in eval mode}, {} where skipped. classes: their outputs' names.
+    """
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits of a batch."""
-        logits: Tensor = self.head(self.model(images))
-        return logits
+    metrics: Figures
+    classes: tuple[str, ...] = ()
+    classifiers: Mapping[str, Classifier] = field(default_factory=dict)
+
+    def save_classifiers(self, folder: Path) -> None:
+        """Write <fraction>.safetensors for every fraction, and classifiers.json, the card that says what they are.
+
+        The folder is made anew. Without classifiers the card holds the reason.
+        """
+        shutil.rmtree(folder, ignore_errors=True)  # those of an earlier run
+        for fraction, classifier in self.classifiers.items():
+            write_weights(classifier, folder / f"{fraction}.safetensors")
+        write_json(folder / CARD, self._card())
+
+    def _card(self) -> Figures:
+        if not self.classifiers:
+            return {**self.metrics, "classifiers": {}}
+        counts = {fraction: result["n_labels"] for fraction, result in self.metrics["fractions"].items()}
+        return {
+            "what": "fine-tuned classifiers: RGB images in [0, 1] -> a logit per class, in the order of `classes`",
+            "protocol": PROTOCOL,
+            "fine_tuned": next(iter(self.classifiers.values())).model.name,
+            "classes": list(self.classes),
+            "classifiers": {
+                fraction: {"file": f"{fraction}.safetensors", "n_labels": counts[fraction]}
+                for fraction in self.classifiers
+            },
+        }
 
 
 def finetune(
@@ -111,22 +135,22 @@ def finetune(
     batch_size: int = 500,
     device: torch.device | str = "cpu",
     report: Report = print,
-) -> Figures:
-    """Label-efficiency curve of a pretrained model and its two yardsticks, as written to metrics.json.
+) -> FinetuneResult:
+    """Label-efficiency curve of a pretrained model and its two yardsticks, and the classifiers themselves.
 
     build, build_random: give a fresh pretrained and a fresh untrained model each time they are called. augment: the
     chain for training images. linear: settings of the random-init probe. batch_size: images per forward pass when
     judging. yardstick_key: all that decides the yardsticks beside these settings (store digest, subset, encoder, input,
     chain, seed). Unlabelled images are left out.
-    Returns {"skipped": reason} where there is nothing to learn or to judge. Raises CollapseError where training
-    diverges at every learning rate of the grid.
+    The metrics are {"skipped": reason} where there is nothing to learn or to judge. Raises CollapseError where
+    training diverges at every learning rate of the grid.
     """
     labels = {name: torch.tensor(split(name).labels) for name in ("train", "validation", "test")}
     reason = reason_to_skip(labels["train"], labels["validation"])
     if not reason and not bool((labels["test"] >= 0).any()):
         reason = EMPTY_TEST
     if reason:
-        return {"skipped": reason}
+        return FinetuneResult(metrics={"skipped": reason})
     subsets = nested_subsets(split("train").keys, split("train").labels, settings.fractions)
     task = Task(
         split=split,
@@ -141,10 +165,14 @@ def finetune(
         device=torch.device(device),
         report=report,
     )
-    ours = _fine_tuned(task, build, "fine-tuned")
+    chosen = _chosen(task, build, "fine-tuned")
     beside = _yardsticks(task, build_random, yardsticks, yardstick_key)
-    result = {"protocol": PROTOCOL, "fractions": _curve(subsets, ours, beside)}
-    return result | absent_classes(labels["train"], labels["test"], classes)
+    metrics = {"protocol": PROTOCOL, "fractions": _curve(subsets, _figures(task, chosen), beside)}
+    return FinetuneResult(
+        metrics=metrics | absent_classes(labels["train"], labels["test"], classes),
+        classes=tuple(classes),
+        classifiers={name: chosen[source].model for name, source in _sources(subsets).items()},
+    )
 
 
 def steps_for(examples: int, fraction: float, settings: FinetuneConfig) -> int:
@@ -154,12 +182,20 @@ def steps_for(examples: int, fraction: float, settings: FinetuneConfig) -> int:
     return min(max(steps, settings.min_steps), settings.max_steps)
 
 
-def _curve(subsets: Mapping[str, np.ndarray], ours: Figures, beside: Mapping[str, Figures]) -> Figures:
+def _sources(subsets: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """{fraction: the smallest one that selects the same labels}, which is the one that was trained on."""
     first = {len(rows): name for name, rows in reversed(list(subsets.items()))}
+    return {name: first[len(rows)] for name, rows in subsets.items()}
+
+
+def _curve(subsets: Mapping[str, np.ndarray], ours: Figures, beside: Mapping[str, Figures]) -> Figures:
     curve: Figures = {}
-    for name, rows in subsets.items():
-        source = first[len(rows)]
-        curve[name] = {"n_labels": len(rows), "top1": ours[source]["top1"], "top1_ci95": ours[source]["top1_ci95"]}
+    for name, source in _sources(subsets).items():
+        curve[name] = {
+            "n_labels": len(subsets[name]),
+            "top1": ours[source]["top1"],
+            "top1_ci95": ours[source]["top1_ci95"],
+        }
         curve[name] |= {yardstick: figures[source]["top1"] for yardstick, figures in beside.items()}
         curve[name] |= {"same_subset_as": source} if source != name else {}
         curve[name]["details"] = {"fine_tuned": ours[source]} | {
@@ -174,8 +210,14 @@ def _yardsticks(task: Task, build_random: Build, yardsticks: Yardsticks, key: Ma
     settings = task.settings.model_dump(mode="json", exclude={"fractions"})
     return {
         "supervised_same_labels": yardsticks.get(
-            {"yardstick": "supervised_same_labels", **shared, "settings": settings, "precision": task.precision},
-            lambda: _fine_tuned(task, build_random, "supervised"),
+            {
+                "yardstick": "supervised_same_labels",
+                **shared,
+                "settings": settings,
+                "precision": task.precision,
+                "model": _beyond_the_encoder(build_random()),
+            },
+            lambda: _figures(task, _chosen(task, build_random, "supervised")),
         ),
         "random_init_probe": yardsticks.get(
             {
@@ -189,12 +231,22 @@ def _yardsticks(task: Task, build_random: Build, yardsticks: Yardsticks, key: Ma
     }
 
 
-def _fine_tuned(task: Task, build: Build, name: str) -> Figures:
-    """{fraction: figures} of a model trained on every subset, each at its best learning rate."""
-    chosen = {fraction: _best_candidate(task, build, fraction, name) for fraction in task.subsets}
-    scores, labels = _judged([candidate.model for candidate in chosen.values()], task.split("test"), task)
+def _beyond_the_encoder(model: FineTuneModel) -> Figures:
+    """What an untrained model is beside its encoder: its name, and the initial weights of what it keeps of the head."""
+    return {"name": model.name, "head": {} if model.head is None else digests(model.head)}
+
+
+def _chosen(task: Task, build: Build, name: str) -> dict[str, Candidate]:
+    """{fraction: candidate} of a model trained on every subset, each at its best learning rate."""
+    return {fraction: _best_candidate(task, build, fraction, name) for fraction in task.subsets}
+
+
+def _figures(task: Task, chosen: Mapping[str, Candidate]) -> Figures:
+    """{fraction: figures} of the chosen candidates on the test split, which is read once for all of them."""
+    models = [candidate.model for candidate in chosen.values()]
+    scores, labels = judged(models, task.split("test"), batch_size=task.batch_size, device=task.device)
     return {
-        fraction: _test_figures(logits, labels)
+        fraction: accuracy(logits, labels)
         | {"lr": candidate.lr, "steps": candidate.steps, "validation_top1": candidate.merit[0]}
         for (fraction, candidate), logits in zip(chosen.items(), scores, strict=True)
     }
@@ -224,58 +276,29 @@ def _candidate(task: Task, model: FineTuneModel, fraction: str, lr: float) -> Ca
     rows = task.subsets[fraction]
     steps = steps_for(len(rows), float(fraction), task.settings)
     _train(classifier, rows, task, lr=lr, steps=steps)
-    (scores,), labels = _judged([classifier], task.split("validation"), task)
+    (scores,), labels = judged([classifier], task.split("validation"), batch_size=task.batch_size, device=task.device)
     if not bool(torch.isfinite(scores).all()):
         return None
     merit = topk_accuracy(scores, labels), -float(cross_entropy(scores, labels))
     return Candidate(classifier, lr, steps, merit)
 
 
-def _train(classifier: nn.Module, rows: np.ndarray, task: Task, *, lr: float, steps: int) -> None:
+def _train(classifier: Classifier, rows: np.ndarray, task: Task, *, lr: float, steps: int) -> None:
     """Fit a classifier to some rows of train. Order and crops depend on seed and rows only, not on who competes."""
-    split, seed = task.split("train"), mix(task.seed, _STREAM)
-    rows_of, labels = torch.from_numpy(rows), torch.tensor(split.labels[rows])
-    batch = min(task.settings.batch_size, len(rows))
+    seed, size = mix(task.seed, _STREAM), min(task.settings.batch_size, len(rows))
+    batches = Batches(
+        split=task.split("train"), rows=rows, size=size, augment=task.augment, seed=seed, device=task.device
+    )
+
+    def loss_at(step: int) -> Tensor:
+        images, labels = batches.at(step)
+        with torch.autocast(task.device.type, torch.bfloat16, enabled=task.precision == "bf16"):
+            logits = classifier(images)
+        return cross_entropy(logits.float(), labels)
+
     # Scaled by the batch that was asked for: one that a subset cannot fill would shrink the rate to nothing.
     peak_lr = lr * task.settings.batch_size / _REFERENCE_BATCH
-    schedule = Schedule(peak_lr=peak_lr, warmup_steps=0, total_steps=steps)
-    config = OptimizerConfig(name="sgd", lr=peak_lr, momentum=0.9, nesterov=True, weight_decay=0.0)
-    optimizer = build_optimizer([ParamGroup(params=list(classifier.parameters()))], config, batch)
-    classifier.train()
-    with deterministic(), _global_rng(seed, task.device):
-        for step in range(steps):
-            picked, epoch = batch_rows(len(rows), batch, step, seed)
-            images = to_float(split.images(rows_of[picked]).to(task.device))
-            images = task.augment(images, SampleRng(seed, epoch, rows_of[picked].to(task.device)))
-            with torch.autocast(task.device.type, torch.bfloat16, enabled=task.precision == "bf16"):
-                logits = classifier(images)
-            loss = cross_entropy(logits.float(), labels[picked].to(task.device))
-            set_lr(optimizer, schedule, step)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-
-
-@contextmanager
-def _global_rng(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's global generators, which only dropout and its like use here, and put them back afterwards."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
-
-
-@torch.no_grad()
-def _judged(models: Sequence[nn.Module], split: Split, task: Task) -> tuple[list[Tensor], Tensor]:
-    """Logits (N, K) of several models in one pass over the labelled images of a split, and the labels (N,)."""
-    rows = np.flatnonzero(split.labels >= 0)
-    scores: list[list[Tensor]] = [[] for _ in models]
-    for model in models:
-        model.eval()
-    for start in range(0, len(rows), task.batch_size):
-        images = to_float(split.images(rows[start : start + task.batch_size]).to(task.device))
-        for model, collected in zip(models, scores, strict=True):
-            collected.append(model(images).float().cpu())
-    return [torch.cat(parts) for parts in scores], torch.tensor(split.labels[rows])
+    train(classifier, loss_at, peak_lr=peak_lr, steps=steps, seed=seed, device=task.device)
 
 
 def _probed(task: Task, build_random: Build) -> Figures:
@@ -297,12 +320,7 @@ def _probed(task: Task, build_random: Build) -> Figures:
         )
     test = read(task.split("test")).labelled()
     return {
-        fraction: _test_figures(probe.classifier.scores(test.probe[stage]), test.labels)
+        fraction: accuracy(probe.classifier.scores(test.probe[stage]), test.labels)
         | {"stage": stage, "l2": probe.l2, "validation_top1": probe.validation_top1}
         for fraction, (stage, probe) in chosen.items()
     }
-
-
-def _test_figures(scores: Tensor, labels: Tensor) -> Figures:
-    correct = topk_correct(scores, labels)
-    return {"top1": share(correct), "top1_ci95": list(bootstrap_interval(correct))}

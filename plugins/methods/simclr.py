@@ -58,8 +58,8 @@ class SimCLR(Method):
         super().__init__()
         if fine_tune_layer >= head_layers:
             raise ConfigError(
-                f"method.fine_tune_layer {fine_tune_layer} must be smaller than method.head_layers {head_layers}, since "
-                f"the last layer only makes the projection for the loss; use at most {head_layers - 1}"
+                f"method.fine_tune_layer {fine_tune_layer} must be smaller than method.head_layers {head_layers}: the "
+                f"last layer only makes the projection for the loss; use at most {head_layers - 1}"
             )
         self.encoder = encoder
         self.augment = augment

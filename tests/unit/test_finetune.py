@@ -10,9 +10,11 @@ from torch import nn
 
 from cl_core.config import FinetuneConfig, KnnConfig, LinearConfig
 from cl_core.data.ingest import SplitRule, ingest
-from cl_core.data.store import Split, Store
-from cl_core.errors import CollapseError
-from cl_core.evaluation.finetune import Classifier, finetune, steps_for
+from cl_core.data.store import Split, Store, to_float
+from cl_core.errors import CheckpointError, CollapseError
+from cl_core.evaluation.classifier import Classifier
+from cl_core.evaluation.features import load_weights
+from cl_core.evaluation.finetune import finetune, steps_for
 from cl_core.evaluation.subsets import different_subsets, nested_subsets
 from cl_core.evaluation.yardsticks import Yardsticks, linear_baselines
 from cl_core.types import Encoder, Example, FineTuneModel, Representation
@@ -75,11 +77,23 @@ def build(seed=0):
     return FineTuneModel(Representation(encoder), 6)
 
 
+def build_with_head(width=5, seed=1):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        head = nn.Sequential(nn.Linear(6, width), nn.ReLU())
+    return FineTuneModel(build(seed).representation, width, head=head, name="encoder + head layer 1")
+
+
 def flip(images, rng):
     return torch.where(rng.bernoulli(0.5)[:, None, None, None], images.flip(-1), images)
 
 
 def run(store, tmp_path, **options):
+    """The metrics."""
+    return result_of(store, tmp_path, **options).metrics
+
+
+def result_of(store, tmp_path, **options):
     arguments = {
         "augment": flip,
         "settings": SETTINGS,
@@ -90,8 +104,8 @@ def run(store, tmp_path, **options):
         "report": lambda line: None,
     }
     split = options.pop("split", store.split)
-    make = options.pop("build", build)
-    return finetune(make, lambda: build(1), split, store.classes, **(arguments | options))
+    make, make_random = options.pop("build", build), options.pop("build_random", lambda: build(1))
+    return finetune(make, make_random, split, store.classes, **(arguments | options))
 
 
 def test_subsets_are_nested_balanced_and_leave_no_class_out():
@@ -175,6 +189,59 @@ def test_the_same_seed_gives_the_same_result_whatever_torch_was_seeded_with(stor
         torch.manual_seed(seed)
         results.append(run(store, tmp_path / str(seed)))
     assert results[0] == results[1]
+
+
+def supervised_yardsticks(folder):
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    return [entry["key"]["model"]["name"] for entry in found if entry["key"]["yardstick"] == "supervised_same_labels"]
+
+
+def test_a_model_with_a_part_of_the_head_is_held_against_training_that_model_from_scratch(store, tmp_path):
+    settings = {"settings": SETTINGS.model_copy(update={"fractions": [0.01], "lr": [0.05]})}
+    run(store, tmp_path, **settings)
+    assert supervised_yardsticks(tmp_path) == ["encoder"]
+    for _ in range(2):
+        run(store, tmp_path, build=build_with_head, build_random=build_with_head, **settings)
+    assert sorted(supervised_yardsticks(tmp_path)) == ["encoder", "encoder + head layer 1"]
+    run(store, tmp_path, build=build_with_head, build_random=lambda: build_with_head(width=4), **settings)
+    assert len(supervised_yardsticks(tmp_path)) == 3, "another width of the head is another network"
+    assert len(list(tmp_path.glob("*.json"))) == 4, "the probe of the random encoder knows no head and is shared"
+
+
+def test_the_classifiers_are_left_as_they_were_judged_with_a_card_that_says_what_they_are(store, tmp_path):
+    settings = SETTINGS.model_copy(update={"lr": [0.5]})
+    result = result_of(store, tmp_path, build=build_with_head, build_random=build_with_head, settings=settings)
+    result.save_classifiers(tmp_path / "classifiers")
+    card = json.loads((tmp_path / "classifiers" / "classifiers.json").read_text())
+    assert card["protocol"] == "finetune/simclr-v1"
+    assert card["fine_tuned"] == "encoder + head layer 1"
+    assert card["classes"] == store.classes
+    assert list(card["classifiers"]) == ["0.01", "0.05", "1.0"]
+    test = store.split("test")
+    rows = np.flatnonzero(test.labels >= 0)
+    for fraction, entry in card["classifiers"].items():
+        classifier = Classifier(build_with_head(seed=7), 3)
+        load_weights(classifier, tmp_path / "classifiers" / entry["file"], "classifier")
+        with torch.no_grad():
+            predicted = classifier.eval()(to_float(test.images(rows))).argmax(dim=1).numpy()
+        expected = result.metrics["fractions"][fraction]
+        assert (predicted == test.labels[rows]).mean() == expected["top1"]
+        assert entry["n_labels"] == expected["n_labels"]
+    with pytest.raises(CheckpointError, match=r"unexpected: model\.head\.0\.bias"):
+        load_weights(Classifier(build(), 3), tmp_path / "classifiers" / "1.0.safetensors", "classifier")
+
+
+def test_a_run_without_classifiers_leaves_the_reason_and_none_of_an_earlier_run(store, tmp_path):
+    folder = tmp_path / "classifiers"
+    folder.mkdir()
+    (folder / "0.1.safetensors").touch()
+    nothing = store.split("test").select(np.zeros(0, dtype=np.int64))
+    split = {"split": lambda name: nothing if name == "test" else store.split(name)}
+    result_of(store, tmp_path, **split).save_classifiers(folder)
+    assert [path.name for path in folder.iterdir()] == ["classifiers.json"]
+    card = json.loads((folder / "classifiers.json").read_text())
+    assert card["classifiers"] == {}
+    assert card["skipped"].startswith("the test split has no labelled images")
 
 
 class Counting(Split):
