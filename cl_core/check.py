@@ -38,20 +38,25 @@ def _fingerprint(project: Project) -> dict[str, Any]:
 
 
 def _build(project: Project, experiment: Experiment) -> None:
-    inputs = {
-        "method": experiment.method,
-        "encoder": experiment.encoder,
-        "loss": experiment.loss,
-        "score": experiment.score,
-        "chains": experiment.chains,
-        "image_size": project.params.data.size,
-    }
-    build = partial(build_method, project.registry, inputs, seed=experiment.seed)
-    try:
-        with torch.device("meta"):
+    """The method, and once more with the student's encoder where another one is distilled into."""
+    encoders = [experiment.encoder]
+    if experiment.student and experiment.student != experiment.encoder:
+        encoders.append(experiment.student)
+    for encoder in encoders:
+        inputs = {
+            "method": experiment.method,
+            "encoder": encoder,
+            "loss": experiment.loss,
+            "score": experiment.score,
+            "chains": experiment.chains,
+            "image_size": project.params.data.size,
+        }
+        build = partial(build_method, project.registry, inputs, seed=experiment.seed)
+        try:
+            with torch.device("meta"):
+                build()
+        except (NotImplementedError, RuntimeError):
             build()
-    except (NotImplementedError, RuntimeError):
-        build()
 
 
 def _summary(experiment: Experiment) -> str:

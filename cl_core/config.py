@@ -21,8 +21,6 @@ from pydantic import (
     model_validator,
 )
 
-from cl_core.errors import did_you_mean
-
 UnitInterval = Annotated[float, Field(ge=0, le=1)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
@@ -179,6 +177,24 @@ class TrainConfig(Section):
     """Tracker plugins that also receive the logged figures."""
 
 
+class DistilConfig(Section):
+    """Distillation of the fine-tuned classifier on all training images, protocol distil/simclr-v2."""
+
+    fraction: Fraction
+    """Share of the labels that the teacher was fine-tuned with; one of evaluation.finetune.fractions."""
+    temperature: PositiveFloat = 1.0
+    """Divides the logits of both; 1 for a student like its teacher, 0.1 for a smaller one in the paper."""
+    labelled_share: UnitInterval = 0.0
+    """Share of cross-entropy on the teacher's labels in the loss (1 - alpha in the paper); the rest is distillation."""
+    epochs: PositiveInt = 16
+    """Passes over all training images."""
+    batch_size: Annotated[int, Field(ge=2)] = 128
+    lr: LearningRate = LrRule(base=0.2)
+    """Peak learning rate as used, or a rule {base, per, rule}."""
+    encoder: PartSpec | None = None
+    """Encoder of the student, a smaller one for example; null takes the teacher's."""
+
+
 class ExperimentConfig(Section):
     """One file of experiments/: what is trained and how."""
 
@@ -197,6 +213,8 @@ class ExperimentConfig(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     train: TrainConfig = TrainConfig()
+    distil: DistilConfig | None = None
+    """How the fine-tuned classifier is distilled, where `distil` of params.yaml names this experiment."""
 
 
 class LinearConfig(Section):
@@ -267,8 +285,10 @@ class ParamsConfig(Section):
     """Heading of the report."""
     experiments: Annotated[list[Name], Field(min_length=1)]
     """Names of the files experiments/<name>.yaml that take part."""
-    diagnose: list[Name] = []
-    """Experiments whose trained method is searched for shortcuts and collapse; DVC needs the key, also if empty."""
+    diagnose: list[Name]
+    """Those of them whose trained method is searched for shortcuts and collapse; `diagnose: []` for none."""
+    distil: list[Name]
+    """Those of them whose fine-tuned classifier is distilled; `distil: []` for none."""
     seed: NonNegativeInt = 0
     data: DataConfig
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -277,17 +297,8 @@ class ParamsConfig(Section):
 
     @model_validator(mode="after")
     def _unique(self) -> ParamsConfig:
-        twice = sorted({name for name in self.experiments if self.experiments.count(name) > 1})
-        if twice:
-            raise ValueError(f"experiments lists {', '.join(twice)} twice; keep one")
-        return self
-
-    @model_validator(mode="after")
-    def _diagnosed_exist(self) -> ParamsConfig:
-        unknown = [name for name in self.diagnose if name not in self.experiments]
-        if unknown:
-            hint = did_you_mean(unknown[0], self.experiments)
-            raise ValueError(f"diagnose lists {', '.join(unknown)}, not among experiments{hint}; add or remove it")
-        if len(set(self.diagnose)) < len(self.diagnose):
-            raise ValueError("diagnose lists a name twice; keep one")
+        for key, names in (("experiments", self.experiments), ("diagnose", self.diagnose), ("distil", self.distil)):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise ValueError(f"{key} lists {', '.join(twice)} twice; keep one")
         return self

@@ -112,7 +112,7 @@ def _rule(item: dict[str, Any], model: type[BaseModel], location: Sequence[str |
         known = fields_at(model, location[:-1])
         return f"unknown key{did_you_mean(str(location[-1]), known)}; known keys: {', '.join(known)}"
     if item["type"] == "missing":
-        return "is required and missing"
+        return f"is required and missing{_help_at(model, location)}"
     message = item["msg"].removeprefix("Value error, ").replace("Input should", "should")
     shown = item["input"]
     return message if isinstance(shown, dict | list) else f"{message}, got {shown!r}"
@@ -120,15 +120,27 @@ def _rule(item: dict[str, Any], model: type[BaseModel], location: Sequence[str |
 
 def fields_at(model: type[BaseModel], location: Sequence[str | int]) -> list[str]:
     """Names of the keys allowed at a location inside a model."""
+    section = _section_at(model, location)
+    return [] if section is None else list(section.model_fields)
+
+
+def _help_at(model: type[BaseModel], location: Sequence[str | int]) -> str:
+    """ ": " and the help of the field at a location, "" where it has none."""
+    section = _section_at(model, location[:-1])
+    field = None if section is None else section.model_fields.get(str(location[-1]))
+    return f": {field.description}" if field is not None and field.description else ""
+
+
+def _section_at(model: type[BaseModel], location: Sequence[str | int]) -> type[BaseModel] | None:
     for step in location:
         if isinstance(step, int):
             continue
         field = model.model_fields.get(step)
         nested = None if field is None else _model_in(field.annotation)
         if nested is None:
-            return []
+            return None
         model = nested
-    return list(model.model_fields)
+    return model
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:

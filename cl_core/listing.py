@@ -24,6 +24,7 @@ PART_KEYS = {
         ("ViewsConfig", "recipe", "recipe"),
         ("ViewsConfig", "chains", "augmentation"),
         ("TrainConfig", "trackers", "tracker"),
+        ("DistilConfig", "encoder", "encoder"),
     ],
 }
 

@@ -6,7 +6,7 @@ Runs no stage and builds nothing heavy. All problems of all files are collected 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,7 +24,10 @@ Spec = dict[str, Any]  # {"name": ..., "options": {...}}, defaults filled in
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """One experiment with every part resolved; `chains` are spelt out also where a recipe was named."""
+    """One experiment with every part resolved; `chains` are spelt out also where a recipe was named.
+
+    student: the encoder of distillation, None without a section `distil`.
+    """
 
     name: str
     config: ExperimentConfig
@@ -34,6 +37,7 @@ class Experiment:
     score: Spec | None
     chains: dict[str, list[Spec]]
     trackers: list[Spec]
+    student: Spec | None
     seed: int
 
 
@@ -63,9 +67,12 @@ def load_project(root: Path) -> Project:
         recipe, location = params.evaluation.finetune.recipe, ("evaluation", "finetune", "recipe")
         finetune_chain = _recipe_chains(checker, recipe, location).get("augment", [])
     loaded = [_experiment(root, name, registry, params.seed if params else 0, problems) for name in names]
+    experiments = [experiment for experiment in loaded if experiment is not None]
+    if params is not None:
+        misfits = [*_unknown_names(params), *_distil_problems(params, experiments)]
+        problems += [document.problem(where, rule) for where, rule in misfits]
     if problems or params is None or source is None:
         raise ConfigError(problems)
-    experiments = [experiment for experiment in loaded if experiment is not None]
     return Project(
         root=root,
         params=params,
@@ -131,6 +138,9 @@ def _experiment(root: Path, name: str, registry: Registry, seed: int, problems: 
     _check_score(checker, None if loss is None else registry.get("loss", loss["name"]), config)
     chains = _chains(checker, config)
     trackers = checker.parts("tracker", config.train.trackers, ["train", "trackers"])
+    student = encoder if config.distil else None
+    if config.distil and config.distil.encoder:
+        student = checker.part("encoder", config.distil.encoder, ["distil", "encoder"])
     if method is not None:
         _check_fit(checker, registry.get("method", method["name"]), config, chains)
     if len(problems) > before or method is None or encoder is None:
@@ -144,6 +154,7 @@ def _experiment(root: Path, name: str, registry: Registry, seed: int, problems: 
         score=score,
         chains=chains,
         trackers=trackers,
+        student=student,
         seed=seed if config.seed is None else config.seed,
     )
 
@@ -229,6 +240,31 @@ def _check_score(checker: PartChecker, loss: Entry | None, config: ExperimentCon
     if config.score is not None and not asks and (loss is not None or config.loss is None):
         owner = "an experiment without loss" if loss is None else loss.name
         checker.note(["score"], f"{owner} takes no score; delete this section")
+
+
+def _unknown_names(params: ParamsConfig) -> Iterator[tuple[list[str | int], str]]:
+    """Names in the lists of optional stages that are no experiments: (key, rule)."""
+    for key, names in (("diagnose", params.diagnose), ("distil", params.distil)):
+        for k, name in enumerate(names):
+            if name not in params.experiments:
+                hint = did_you_mean(name, params.experiments)
+                yield [key, k], f"{name} is not among experiments{hint}; add it there or remove it here"
+
+
+def _distil_problems(params: ParamsConfig, experiments: Sequence[Experiment]) -> Iterator[tuple[list[str | int], str]]:
+    """Where the list `distil` of params.yaml and the sections `distil` of the experiments do not fit: (key, rule)."""
+    fractions = params.evaluation.finetune.fractions
+    for experiment in experiments:
+        name, section, listed = experiment.name, experiment.config.distil, experiment.name in params.distil
+        file = f"experiments/{name}.yaml"
+        if listed and section is None:
+            yield ["distil"], f"{name} has no settings; add `distil: {{fraction: {fractions[0]}}}` to {file}"
+        if section is not None and not listed:
+            yield ["distil"], f"{name} has a section distil; add the name here, or write `distil: null` in {file}"
+        if section is not None and section.fraction not in fractions:
+            known = ", ".join(map(str, fractions))
+            rule = f"evaluation.finetune.fractions are {known}; take one of them or add it there"
+            yield ["distil"], f"distil.fraction {section.fraction} of {file} has no teacher: {rule}"
 
 
 def _experiment_names(document: Document) -> list[str]:

@@ -26,6 +26,7 @@ STAGE_MODULES = {
     "linear_eval": ["cl_core.evaluation.linear", "cl_core.evaluation.yardsticks", "cl_core.assembly"],
     "finetune": ["cl_core.evaluation.finetune", "cl_core.assembly"],
     "diagnose": ["cl_core.evaluation.diagnose", "cl_core.measures.diagnostics", "cl_core.assembly"],
+    "distil": ["cl_core.evaluation.distil", "cl_core.assembly"],
     "report": ["cl_core.report.page"],
 }
 STAGE_LIBRARIES = {

@@ -20,6 +20,7 @@ from cl_core.registry import Entry
 RESOLVED = Path("artifacts/resolved")
 ONCE = ("ingest", "report")
 PER_EXPERIMENT = ("views", "pretrain", "embed", "linear_eval", "finetune", "diagnose")
+OPTIONAL = ("distil",)  # of the experiments that the list of the same name in params.yaml names
 
 
 def write_resolved(root: Path) -> list[Path]:
@@ -40,13 +41,14 @@ def write_resolved(root: Path) -> list[Path]:
 
 def resolved_files(project: Project) -> dict[Path, dict[str, Any]]:
     """{path relative to the root: content} for every stage of every experiment."""
-    engines = {stage: _engine(stage) for stage in (*ONCE, *PER_EXPERIMENT)}
+    engines = {stage: _engine(stage) for stage in (*ONCE, *PER_EXPERIMENT, *OPTIONAL)}
     files = {
         RESOLVED / "ingest.json": _ingest(project) | {"engine": engines["ingest"]},
         RESOLVED / "report.json": _report(project) | {"engine": engines["report"]},
     }
     for experiment in project.experiments:
-        for stage in PER_EXPERIMENT:
+        optional = [stage for stage in OPTIONAL if experiment.name in getattr(project.params, stage)]
+        for stage in (*PER_EXPERIMENT, *optional):
             content = _stage(project, experiment, stage)
             files[RESOLVED / experiment.name / f"{stage}.json"] = content | {"engine": engines[stage]}
     return files
@@ -84,6 +86,7 @@ def _report(project: Project) -> dict[str, Any]:
         "config": {
             "title": project.params.title,
             "experiments": {e.name: e.config.description for e in project.experiments},
+            "distil": project.params.distil,
         },
         "parts": [],
     }
@@ -108,8 +111,10 @@ def _stage(project: Project, experiment: Experiment, stage: str) -> dict[str, An
         config |= {"encoder": experiment.encoder, "loss": experiment.loss, "score": experiment.score}
     if stage == "pretrain":
         parts += [("tracker", spec) for spec in experiment.trackers]
-    if stage == "finetune":
+    if stage in ("finetune", "distil"):
         parts += [("augmentation", spec) for spec in project.finetune_chain]
+    if stage == "distil" and experiment.student:
+        parts.append(("encoder", experiment.student))
     config |= _stage_sections(project, experiment, stage)
     providers: list[dict[str, Any]] = []
     for kind, spec in parts:
@@ -142,6 +147,12 @@ def _stage_sections(project: Project, experiment: Experiment, stage: str) -> dic
             "batch_size": evaluation.batch_size,
         },
         "diagnose": {},  # resolved for every experiment, since one that is not listed can be diagnosed by hand
+        "distil": {
+            "distil": config.distil.model_dump(mode="json", exclude={"encoder"}) if config.distil else None,
+            "student": experiment.student,
+            "augment": project.finetune_chain,
+            "batch_size": evaluation.batch_size,
+        },
     }
     return dict(sections[stage])
 

@@ -363,6 +363,4 @@ def _explained(project: Path) -> Iterator[None]:
             f"DVC is at work in {project} already ({named}); wait for it, or, if it is gone, `contrast doctor --fix`"
         ) from None
     except DvcException as error:
-        key = re.search(r"Could not find '(\w+)'", str(error))  # what dvc.yaml loops over
-        remedy = f"; add the line `{key[1]}: []` to params.yaml" if key else ""
-        raise ConfigError(f"DVC cannot read {project}: {error}{remedy}") from None
+        raise ConfigError(f"DVC cannot read {project}: {error}") from None

@@ -27,7 +27,7 @@ from pipelines.locks import holder, locked, open_lock, sign, try_lock
 from pipelines.planning import LOCKS, require_project
 
 CRASH = 70  # EX_SOFTWARE of sysexits.h: not the user's to fix, so the flow tries again
-GPU_STAGES = ("pretrain", "embed", "linear_eval", "finetune", "diagnose")
+GPU_STAGES = ("pretrain", "embed", "linear_eval", "finetune", "diagnose", "distil")
 LOCK_PATIENCE = 20.0  # seconds in which a stage that was told to stop has saved and gone
 SHELLS = ("sh", "bash", "dash", "zsh", "fish", "ksh")
 WATCH_PERIOD = 1.0  # seconds

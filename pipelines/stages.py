@@ -66,9 +66,9 @@ class Stage:
         limit = self.config["subset"]
         return split if name != "train" or limit is None else split.by_hash(limit)
 
-    def method(self) -> Method:
-        """The untrained method, the same each time."""
-        return build_method(self.registry, self.config, seed=self.seed)
+    def method(self, **changes: Any) -> Method:
+        """The untrained method, the same each time. changes: parts that take the place of configured ones."""
+        return build_method(self.registry, self.config | changes, seed=self.seed)
 
     def trained_method(self) -> Method:
         """The method as pretraining left it, its heads and moving averages included."""
@@ -276,6 +276,41 @@ def diagnose(stage: Stage) -> None:
     _say(f"{len(found['findings'])} questions, warnings: {', '.join(warnings) or 'none'}")
 
 
+def distil(stage: Stage) -> None:
+    """A fine-tuned classifier and all training images -> a student that has learnt its answers."""
+    from cl_core.config import DistilConfig
+    from cl_core.evaluation.classifier import Classifier
+    from cl_core.evaluation.distil import distil as run_distil
+    from cl_core.evaluation.features import load_weights
+    from cl_core.evaluation.finetune import CARD
+
+    config, num_classes = stage.config, len(stage.store.classes)
+    settings = _section(DistilConfig, config["distil"])
+    finetuned = stage.folder("finetune")
+
+    def teacher() -> Classifier:
+        card = read_json(finetuned / "classifiers" / CARD)
+        classifier = Classifier(stage.method().fine_tune_model(), num_classes)
+        file = card["classifiers"][str(settings.fraction)]["file"]
+        load_weights(classifier, finetuned / "classifiers" / file, "teacher")
+        return classifier
+
+    result = run_distil(
+        teacher,
+        lambda: Classifier(stage.method(encoder=config["student"]).fine_tune_model(), num_classes),
+        stage.split,
+        read_json(finetuned / "metrics.json"),
+        augment=build_chain(stage.registry, config["augment"]),
+        settings=settings,
+        seed=stage.seed,
+        batch_size=config["batch_size"],
+        device=stage.device,
+        report=_say,
+    )
+    result.save_student(stage.out / "student.safetensors")
+    write_json(stage.out / "metrics.json", result.metrics)
+
+
 def report(project: Path) -> None:
     """All runs -> one page."""
     from cl_core.report.page import write_report
@@ -295,6 +330,7 @@ PER_EXPERIMENT: dict[str, Callable[[Stage], None]] = {
     "linear_eval": linear_eval,
     "finetune": finetune,
     "diagnose": diagnose,
+    "distil": distil,
 }
 
 

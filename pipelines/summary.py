@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table as Grid
 
 from cl_core.report.collect import collect
+from cl_core.report.distillation import distillations
 from cl_core.report.groups import NONE, group_seeds, percent, share_name
 from cl_core.report.results import Row, Table, remarks, tables, verdict
 
@@ -28,6 +29,8 @@ def print_results(artifacts: Path, experiments: Sequence[str], console: Console)
         judged = verdict(group)
         if judged.state != "unknown":
             _remark(group.label, judged.text, console)
+    for distilled in distillations(groups):
+        _remark(distilled.group.label, distilled.text, console)
     for experiment in collected:
         for line in remarks(experiment):
             _remark(experiment.name, line, console)

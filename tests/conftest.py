@@ -17,6 +17,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 PARAMS = """\
 experiments: [tiny]
 diagnose: []
+distil: []
 seed: 0
 data:
   source: {name: digits}

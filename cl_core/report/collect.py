@@ -28,6 +28,8 @@ STAGE_FILES = {
     "linear_eval": "linear_eval/metrics.json",
     "finetune": "finetune/metrics.json",
 }
+#: the same for the stages that only some experiments have.
+OPTIONAL_FILES = {"distil": "distil/metrics.json"}
 
 Curves = dict[str, list[float | None]]
 
@@ -130,6 +132,25 @@ class Findings(Record):
     findings: list[Finding]
 
 
+class Top1(Record):
+    """Top-1 accuracy on the test split with its 95 % bootstrap interval."""
+
+    top1: UnitInterval
+    top1_ci95: tuple[UnitInterval, UnitInterval]
+
+
+class DistilResult(Record):
+    """distil/metrics.json: a student taught on `n_images`, its teacher, and supervised training on its labels."""
+
+    protocol: str
+    fraction: float
+    n_labels: PositiveInt
+    n_images: PositiveInt
+    student: Top1
+    teacher: Top1
+    supervised_same_labels: Top1
+
+
 class Part(Record):
     """Who provides a part: the distribution, its version, and the digest of the part's source."""
 
@@ -215,6 +236,7 @@ class Experiment:
     curves: Curves = field(default_factory=dict)
     linear: Outcome[LinearResult] = Outcome()
     finetune: Outcome[FinetuneResult] = Outcome()
+    distil: Outcome[DistilResult] = Outcome()
     missing: tuple[str, ...] = ()
     diagnosed: Findings | None = None
     encoder_bytes: int | None = None
@@ -240,7 +262,11 @@ class Experiment:
     @property
     def skipped(self) -> dict[str, str]:
         """Evaluations that declined, with their reasons."""
-        reasons = {"linear_eval": self.linear.skipped, "finetune": self.finetune.skipped}
+        reasons = {
+            "linear_eval": self.linear.skipped,
+            "finetune": self.finetune.skipped,
+            "distil": self.distil.skipped,
+        }
         return {stage: reason for stage, reason in reasons.items() if reason}
 
     def spec(self, section: str) -> Spec | None:
@@ -256,17 +282,23 @@ def collect(artifacts: Path, names: Sequence[str], *, timing: bool = True) -> li
     Raises DataError for a damaged file.
     """
     report = read_resolved(artifacts / "resolved" / "report.json")
-    descriptions = report.config.get("experiments", {}) if report else {}
-    return [_experiment(artifacts, name, str(descriptions.get(name, "")), timing) for name in names]
+    config = report.config if report else {}
+    descriptions, distilled = config.get("experiments", {}), config.get("distil", [])
+    return [
+        _experiment(artifacts, name, str(descriptions.get(name, "")), distilled=name in distilled, timing=timing)
+        for name in names
+    ]
 
 
-def _experiment(artifacts: Path, name: str, description: str, timing: bool) -> Experiment:
+def _experiment(artifacts: Path, name: str, description: str, *, distilled: bool, timing: bool) -> Experiment:
     folder = artifacts / "runs" / name
     pretrain, weights = folder / "pretrain", folder / "pretrain" / "encoder.safetensors"
     resolved = _resolved(artifacts / "resolved" / name)
     missing = [] if "pretrain" in resolved else ["resolve"]
-    missing += [stage for stage, file in STAGE_FILES.items() if not (folder / file).is_file()]
+    files = STAGE_FILES | (OPTIONAL_FILES if distilled else {})
+    missing += [stage for stage, file in files.items() if not (folder / file).is_file()]
     remake = f"dvc repro pretrain@{name}"
+    distil = folder / OPTIONAL_FILES["distil"]
     return Experiment(
         name=name,
         folder=folder,
@@ -276,6 +308,8 @@ def _experiment(artifacts: Path, name: str, description: str, timing: bool) -> E
         curves=read_curves(pretrain / "curves.csv", remake),
         linear=_outcome(LinearResult, folder / "linear_eval" / "metrics.json", f"dvc repro linear_eval@{name}"),
         finetune=_outcome(FinetuneResult, folder / "finetune" / "metrics.json", f"dvc repro finetune@{name}"),
+        # What an experiment left before it was taken off the list is none of its results any more.
+        distil=_outcome(DistilResult, distil, f"dvc repro distil@{name}") if distilled else Outcome(),
         missing=tuple(missing),
         diagnosed=_findings(folder, f"contrast diagnose {name}"),
         encoder_bytes=weights.stat().st_size if weights.is_file() else None,
@@ -285,7 +319,7 @@ def _experiment(artifacts: Path, name: str, description: str, timing: bool) -> E
 
 
 def _resolved(folder: Path) -> dict[str, Resolved]:
-    found = {stage: read_resolved(folder / f"{stage}.json") for stage in STAGE_FILES}
+    found = {stage: read_resolved(folder / f"{stage}.json") for stage in (*STAGE_FILES, *OPTIONAL_FILES)}
     return {stage: resolved for stage, resolved in found.items() if resolved is not None}
 
 

@@ -21,6 +21,7 @@ from markupsafe import Markup, escape
 from cl_core.data.files import write_bytes
 from cl_core.data.store import Store
 from cl_core.report.collect import Experiment, ViewStatistics, collect, read_panels, read_resolved, read_statistics
+from cl_core.report.distillation import distillations
 from cl_core.report.figures import swatch
 from cl_core.report.groups import Group, group_seeds, percent, share_name
 from cl_core.report.plots import (
@@ -89,6 +90,7 @@ def write_report(
         previews={group.index: _preview(group.first) for group in groups},
         retrievals={group.index: _retrieval(store, group.first) for group in groups},
         label_plots=_label_plots(groups),
+        distillations=distillations(groups),
         panels=_panels(groups),
         diagnosed=[e for group in groups for e in group.experiments if e.diagnosed],
         ingest=read_resolved(artifacts / "resolved" / "ingest.json"),

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cl_core.report.collect import Experiment, collect
+from cl_core.report.distillation import distillations
 from cl_core.report.groups import NONE, Group, Measured, Protocols, group_seeds, percent, points, share_name
 
 
@@ -110,6 +111,7 @@ def _plain(group: Group, fractions: Sequence[float]) -> dict[str, str]:
     notes = [line for experiment in group.experiments for line in remarks(experiment)]
     judged = verdict(group)
     sentences = [*notes] if judged.state == "unknown" else [judged.text, *notes]
+    sentences += [distilled.text for distilled in distillations([group])]
     cells["verdict"] = "; ".join(dict.fromkeys(sentences))
     cells["protocols"] = ", ".join(protocol for protocol in group.protocols if protocol) or NONE
     return cells

@@ -34,8 +34,8 @@ from plugins.augmentations import byol as byol_recipe
 from plugins.augmentations import simclr as simclr_recipe
 from plugins.encoders import resnet8
 from plugins.losses import Cosine, InfoNCE
-from plugins.methods.info_nce import information_bound
 from plugins.methods import BYOL, SimCLR
+from plugins.methods.info_nce import information_bound
 
 TEMPERATURE = 0.5
 _ANCHOR, _POSITIVE = 90.0, 58.0  # degrees on the circle

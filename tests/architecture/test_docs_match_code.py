@@ -10,7 +10,7 @@ from ruamel.yaml import YAML
 
 from cl_core import hookspecs
 from cl_core.registry import HOOKS, load_registry
-from cl_core.resolve import ONCE, PER_EXPERIMENT
+from cl_core.resolve import ONCE, OPTIONAL, PER_EXPERIMENT
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -44,8 +44,8 @@ def test_every_built_in_part_is_in_the_readme_and_says_what_it_is(entry):
 
 def test_every_stage_is_in_dvc_yaml_and_depends_on_its_resolved_file():
     stages = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
-    assert list(stages) == ["resolve", "ingest", *PER_EXPERIMENT, "report"]
-    for name in (*ONCE, *PER_EXPERIMENT):
+    assert list(stages) == ["resolve", "ingest", *PER_EXPERIMENT, *OPTIONAL, "report"]
+    for name in (*ONCE, *PER_EXPERIMENT, *OPTIONAL):
         assert f"{name}.json" in json.dumps(stages[name]), f"stage {name} must depend on its resolved file"
 
 

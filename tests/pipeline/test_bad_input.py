@@ -12,6 +12,7 @@ from cl_core.data.sampling import mix
 FOLDER_PARAMS = """\
 experiments: [tiny]
 diagnose: []
+distil: []
 data:
   source: {name: image_folder, path: images}
   size: 16
@@ -50,7 +51,7 @@ def fails(done, *said):
 
 
 def test_every_mistake_of_a_project_is_reported_by_one_check(contrast, project):
-    params = "experiments: [tiny, gone]\nsedd: 1\ndata: {source: {name: digits}, size: 4}\n"
+    params = "experiments: [tiny, gone]\nsedd: 1\ndiagnose: []\ndistil: []\ndata: {source: {name: digits}, size: 4}\n"
     experiment = "method: {name: simclr, hiden_dim: 3}\nencoder: {name: resnet9}\ntrain: {batch_size: 1}\n"
     done = contrast(project({"params.yaml": params, "experiments/tiny.yaml": experiment}), "check")
     fails(done, "params.yaml:2: sedd", "'seed'", "data.size", "experiments/gone.yaml")

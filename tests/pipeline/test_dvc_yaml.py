@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from cl_core.errors import ConfigError
 from pipelines.dvc_repo import look
 from pipelines.project import STATIC, TEMPLATES
 
@@ -32,8 +31,9 @@ OUTPUTS = {{
     ],
     "embed": ["train.safetensors", "embed.json"],
     "linear_eval": ["metrics.json", "predictions.safetensors"],
-    "finetune": ["metrics.json"],
     "diagnose": ["findings.json"],
+    "finetune": ["metrics.json", "classifiers/classifiers.json"],
+    "distil": ["metrics.json", "student.safetensors"],
 }}
 INPUTS = {{
     "views": [],
@@ -42,6 +42,7 @@ INPUTS = {{
     "linear_eval": ["embed/train.safetensors"],
     "finetune": ["pretrain/method.safetensors"],
     "diagnose": ["pretrain/method.safetensors"],
+    "distil": ["finetune/classifiers/classifiers.json"],
 }}
 
 def write(path, text):
@@ -84,12 +85,14 @@ def write_project(folder, experiments):
     return folder
 
 
-def set_experiments(folder, experiments, diagnose=()):
+def set_experiments(folder, experiments, diagnose=(), distil=()):
     # A variable of the environment in params.yaml must not be taken by DVC for one of its own.
-    params = {"experiments": experiments, "diagnose": list(diagnose), "data": {"source": {"path": "${NOT_DVC_S}"}}}
-    (folder / "params.yaml").write_text(json.dumps(params))
+    path = "${NOT_DVC_S}"
+    lists = {"experiments": experiments, "diagnose": list(diagnose), "distil": list(distil)}
+    (folder / "params.yaml").write_text(json.dumps({**lists, "data": {"source": {"path": path}}}))
     settings = {"ingest.json": 0, "report.json": experiments}
     settings |= {f"{name}/{stage}.json": stage for name in experiments for stage in (*CHAIN, "diagnose")}
+    settings |= {f"{name}/distil.json": "distil" for name in distil}
     (folder / "settings.json").write_text(json.dumps(settings))
 
 
@@ -177,12 +180,16 @@ def test_only_listed_experiments_are_diagnosed_again_after_each_training(ran):
     assert "diagnose@b" in {stage.name for stage in look(ran).stages}
 
 
-def test_a_list_that_params_yaml_lacks_is_named_with_the_line_to_add(tmp_path):
-    folder = write_project(tmp_path, ["a"])
-    (folder / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n")
-    (folder / "params.yaml").write_text("experiments: [a]\n")
-    with pytest.raises(ConfigError, match=r"Could not find .diagnose.; add the line `diagnose: \[\]` to params\.yaml"):
-        look(folder)
+def test_only_a_distilled_experiment_has_that_stage_and_it_follows_fine_tuning(ran):
+    set_experiments(ran, ["a", "b"], distil=["b"])
+    assert repro(ran) == {"resolve", "distil@b", "report"}
+    assert repro(ran) == {"resolve"}
+    change(ran, "b/distil.json", "another temperature")
+    assert repro(ran) == {"resolve", "distil@b", "report"}
+    change(ran, "b/finetune.json", "another fraction")
+    assert repro(ran) == {"resolve", "finetune@b", "distil@b", "report"}
+    set_experiments(ran, ["a", "b"])
+    assert repro(ran) == {"resolve"}
 
 
 def test_times_are_nobody_s_input(ran):

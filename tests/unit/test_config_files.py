@@ -19,11 +19,12 @@ def test_all_problems_of_a_file_are_reported_together_with_line_path_value_and_r
     problems = problems_of(
         tmp_path,
         ParamsConfig,
-        'experiments: [a]\nsed: 3\ndata:\n  source: {name: digits}\n  size: "32"\n  splits: {validation: 1.5}\n',
+        'experiments: [a]\nsed: 3\ndata:\n  source: {name: digits}\n  size: "32"\n  splits: {validation: 1.5}\n'
+        "diagnose: []\ndistil: []\n",
     )
     assert sorted(problems) == [
-        "file.yaml:2: sed: unknown key - did you mean 'seed'?; known keys: title, experiments, diagnose, seed, data, "
-        "evaluation, run, plugins",
+        "file.yaml:2: sed: unknown key - did you mean 'seed'?; known keys: title, experiments, diagnose, distil, seed, "
+        "data, evaluation, run, plugins",
         "file.yaml:5: data.size: should be a valid integer, got '32'",
         "file.yaml:6: data.splits.validation: must be a share of the images in [0, 1) or a whole number of images, "
         "got 1.5",
@@ -39,6 +40,9 @@ def test_all_problems_of_a_file_are_reported_together_with_line_path_value_and_r
         ("schedule: {epochs: 2, warmup_epochs: 3}", "schedule: warmup_epochs 3 exceeds epochs 2; lower it"),
         ("views: {recipe: {name: a}, chains: {augment: []}}", "views: takes a recipe or chains, not both"),
         ("views: {chains: {argument: []}}", "views.chains.argument"),
+        ("distil: {fraction: 0}", "distil.fraction: should be greater than 0, got 0"),
+        ("distil: {epochs: 2}", "distil.fraction: is required and missing: Share of the labels that the teacher"),
+        ("distil: {fraction: 0.1, labelled_share: 2}", "distil.labelled_share: should be less than or equal to 1, got"),
     ],
 )
 def test_a_wrong_value_in_an_experiment_is_explained(tmp_path, text, said):
@@ -48,21 +52,16 @@ def test_a_wrong_value_in_an_experiment_is_explained(tmp_path, text, said):
     assert said in problems[0]
 
 
-@pytest.mark.parametrize(
-    ("listed", "said"),
-    [
-        ("[simclt]", "diagnose lists simclt, not among experiments - did you mean 'simclr'?; add or remove it"),
-        ("[simclr, simclr]", "diagnose lists a name twice; keep one"),
-    ],
-)
-def test_diagnosed_experiments_have_to_exist(tmp_path, listed, said):
-    text = f"experiments: [simclr]\ndiagnose: {listed}\ndata: {{source: {{name: digits}}}}\n"
-    assert problems_of(tmp_path, ParamsConfig, text) == [f"file.yaml:1: {said}"]
-
-
 def test_a_missing_section_is_named(tmp_path):
     assert problems_of(tmp_path, ExperimentConfig, "encoder: {name: e}\n") == [
         "file.yaml:1: method: is required and missing"
+    ]
+
+
+def test_a_project_without_the_list_distil_is_told_what_to_write(tmp_path):
+    assert problems_of(tmp_path, ParamsConfig, "experiments: [a]\ndiagnose: []\ndata: {source: {name: digits}}\n") == [
+        "file.yaml:1: distil: is required and missing: Those of them whose fine-tuned classifier is distilled; "
+        "`distil: []` for none."
     ]
 
 

@@ -43,6 +43,7 @@ def test_a_part_that_cannot_be_imported_is_listed_with_its_error(install):
     [
         ("method", "simclr", "experiment", ["properties", "method"]),
         ("encoder", "resnet8", "experiment", ["properties", "encoder"]),
+        ("encoder", "vit", "experiment", ["$defs", "DistilConfig", "properties", "encoder"]),
         ("recipe", "byol", "experiment", ["$defs", "ViewsConfig", "properties", "recipe"]),
         ("source", "image_folder", "params", ["$defs", "DataConfig", "properties", "source"]),
     ],

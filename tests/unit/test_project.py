@@ -8,6 +8,7 @@ from cl_core.check import check_project
 from cl_core.errors import ConfigError
 from cl_core.project import load_project, merge
 from cl_core.registry import load_registry
+from tests.conftest import EXPERIMENT, PARAMS
 
 BYOL = "method: {name: byol}\nencoder: {name: resnet8}\nviews: {recipe: {name: byol}}\n"
 JIGSAW = "method: {name: jigsaw}\nencoder: {name: resnet8}\n"
@@ -30,7 +31,7 @@ def test_a_correct_project_gives_its_experiments_with_defaults_filled_in(project
 def test_mistakes_in_several_files_are_reported_together(project):
     folder = project(
         {
-            "params.yaml": "experiments: [tiny, other, missing]\nsize: 3\ndata: {source: {name: digts}}\n",
+            "params.yaml": "experiments: [tiny, other, missing]\nsize: 3\ndiagnose: []\ndistil: []\ndata: {source: {name: digts}}\n",
             "experiments/other.yaml": "method: {name: simclrr}\nencoder: {name: resnet8, widht: 3}\n",
         }
     )
@@ -42,7 +43,9 @@ def test_mistakes_in_several_files_are_reported_together(project):
 
 
 def test_an_unknown_source_is_named_with_its_line(project):
-    problems = problems_of(project({"params.yaml": "experiments: [tiny]\ndata:\n  source: {name: digts}\n"}))
+    problems = problems_of(
+        project({"params.yaml": "experiments: [tiny]\ndata:\n  source: {name: digts}\ndiagnose: []\ndistil: []\n"})
+    )
     assert problems[0].startswith("params.yaml:3: data.source.name: no source is called 'digts' - did you mean")
 
 
@@ -75,7 +78,7 @@ def test_one_chain_called_augment_serves_every_view(project):
 
 
 def test_extends_takes_everything_from_the_base_but_what_the_file_says(project):
-    folder = project({"params.yaml": "experiments: [seeded]\ndata: {source: {name: digits}}\n"})
+    folder = project({"params.yaml": "experiments: [seeded]\ndiagnose: []\ndistil: []\ndata: {source: {name: digits}}\n"})
     (folder / "experiments" / "seeded.yaml").write_text("extends: tiny\nseed: 7\nloss: {name: nt_xent}\n")
     seeded = load_project(folder).experiments[0]
     assert seeded.seed == 7
@@ -124,6 +127,54 @@ def test_the_check_reports_what_a_method_refuses_when_it_is_built(project):
     autoencoder = "method: {name: denoising_autoencoder, emphasis: [0, 0]}\nencoder: {name: resnet8}\n"
     folder = project({"experiments/tiny.yaml": autoencoder + "views: {recipe: {name: crop-flip}}\n"})
     with pytest.raises(ConfigError, match=r"experiments/tiny.yaml: method.emphasis \[0, 0\] leaves no loss"):
+        check_project(folder)
+
+
+@pytest.mark.parametrize(
+    ("listed", "said"),
+    [
+        ("[tini]", "params.yaml:2: diagnose.0: tini is not among experiments - did you mean 'tiny'?; add it there or"),
+        ("[tiny, tiny]", "diagnose lists tiny twice; keep one"),
+    ],
+)
+def test_experiments_that_are_to_be_diagnosed_have_to_exist(project, listed, said):
+    problems = problems_of(project({"params.yaml": PARAMS.replace("diagnose: []", f"diagnose: {listed}")}))
+    assert [said in problem for problem in problems] == [True], problems
+
+
+DISTIL = "extends: tiny\ndistil: {fraction: 0.1}\n"
+
+
+@pytest.mark.parametrize(
+    ("listed", "experiment", "said"),
+    [
+        ("[b]", "extends: tiny\n", "params.yaml:3: distil: b has no settings; add `distil: {fraction: 0.1}` to exp"),
+        ("[bb]", "extends: tiny\n", "params.yaml:3: distil.0: bb is not among experiments - did you mean 'b'?; add it"),
+        ("[]", DISTIL, "distil: b has a section distil; add the name here, or write `distil: null` in experiments/b"),
+        ("[b]", DISTIL.replace("0.1", "0.2"), "fraction 0.2 of experiments/b.yaml has no teacher: evaluation.fine"),
+        ("[b]", DISTIL.replace("0.1", "0.1, encoder: {name: resnet9}"), "b.yaml:2: distil.encoder.name: no encoder is"),
+        ("[b, b]", DISTIL, "distil lists b twice; keep one"),
+    ],
+)
+def test_the_list_of_what_is_distilled_and_the_settings_for_it_must_fit(project, listed, experiment, said):
+    params = PARAMS.replace("[tiny]", "[tiny, b]").replace("distil: []", f"distil: {listed}")
+    problems = problems_of(project({"params.yaml": params, "experiments/b.yaml": experiment}))
+    assert [said in problem for problem in problems] == [True], problems
+
+
+def test_an_experiment_that_extends_a_distilled_one_may_leave_that_out(project):
+    params = PARAMS.replace("[tiny]", "[tiny, b, c]").replace("distil: []", "distil: [b]")
+    files = {"experiments/b.yaml": DISTIL, "experiments/c.yaml": "extends: b\nseed: 1\ndistil: null\n"}
+    tiny, b, c = load_project(project({"params.yaml": params, **files})).experiments
+    assert (tiny.student, c.student) == (None, None)
+    assert b.student == b.encoder
+
+
+def test_the_check_builds_the_student_too(project):
+    params = PARAMS.replace("distil: []", "distil: [tiny]")
+    student = "distil: {fraction: 0.1, encoder: {name: vit, width: 33, heads: 2}}\n"
+    folder = project({"params.yaml": params, "experiments/tiny.yaml": EXPERIMENT + student})
+    with pytest.raises(ConfigError, match=r"experiments/tiny.yaml: .*heads"):
         check_project(folder)
 
 

@@ -25,6 +25,7 @@ from cl_core.data.store import Store
 from cl_core.errors import DataError
 from cl_core.evaluation.features import Features
 from cl_core.report.collect import collect, read_curves
+from cl_core.report.distillation import distillations
 from cl_core.report.figures import MAX_POINTS, Axis, Level, Line, line_panel, thinned
 from cl_core.report.groups import Measured, group_seeds
 from cl_core.report.page import write_report
@@ -600,6 +601,78 @@ def test_shares_that_select_the_same_labels_are_one_point_and_named(tmp_path: Pa
     assert (
         ">1 %, 10 %</text>" in label_plot(group, (0.0, 1.0)).svg or ">1 %, 10 %<" in label_plot(group, (0.0, 1.0)).svg
     )
+
+
+def distil_metrics(top1: float) -> Any:
+    """distil/metrics.json of a student."""
+    figures = {
+        name: {"top1": value, "top1_ci95": [value - 0.02, value + 0.02]}
+        for name, value in (("student", top1), ("teacher", 0.55), ("supervised_same_labels", 0.42))
+    }
+    return {"protocol": "distil/simclr-v2", "fraction": 0.1, "n_labels": 150, "n_images": 1500, **figures}
+
+
+def write_distilled(artifacts: Path, name: str, top1: float, *, temperature: float = 1.0) -> None:
+    """Settings and result of a distillation of an experiment that is there, and its name in report.json."""
+    student = {"name": "resnet8", "options": {"width": 8}}
+    config = {"distil": {"temperature": temperature}, "student": student}
+    write_json(artifacts / "resolved" / name / "distil.json", {"config": config, "parts": []})
+    write_json(artifacts / "runs" / name / "distil" / "metrics.json", distil_metrics(top1))
+    report = artifacts / "resolved" / "report.json"
+    content = json.loads(report.read_text())
+    content["config"]["distil"] = [*content["config"].get("distil", []), name]
+    write_json(report, content)
+
+
+def test_a_student_stands_beside_its_teacher_and_supervised_training_with_its_interval(tmp_path: Path) -> None:
+    write_store(tmp_path, counts=COUNTS)
+    write_experiment(tmp_path, "v1", method="simclr", seed=0, top1=0.7)
+    write_experiment(tmp_path, "v2", method="simclr2", seed=0, top1=0.72)
+    write_distilled(tmp_path, "v2", 0.6)
+    page = write_report(tmp_path, tmp_path / "index.html", experiments=["v1", "v2"]).read_text()
+    labels = "10 % 150 labels, 1,500 images"
+    figures = ["60.0 58.0 to 62.0", "55.0 53.0 to 57.0", "42.0 40.0 to 44.0"]
+    assert rows_of(page, "distillation") == [["v2 student resnet8 (width=8)", labels, *figures]]
+    assert "Protocols: distil/simclr-v2" in page
+    said = "distilled on 1,500 images from 10 % of the labels: student 60.0 (58.0 to 62.0), teacher 55.0, supervised"
+    terminal = io.StringIO()
+    print_results(tmp_path, ["v1", "v2"], Console(file=terminal, width=80))
+    assert f"v2: {said} on the same labels 42.0" in terminal.getvalue()
+    first, second = results_table(tmp_path, ["v1", "v2"])
+    assert "distilled" not in first["verdict"]
+    assert said in second["verdict"]
+
+
+def test_students_of_several_seeds_are_averaged_where_they_were_taught_alike(tmp_path: Path) -> None:
+    for seed in range(3):
+        write_resolved(tmp_path, f"x-{seed}", method="simclr", seed=seed)
+        write_metrics(tmp_path, f"x-{seed}", linear_metrics(0.6), finetune_metrics(0.6))
+    for seed, temperature in ((0, 1.0), (1, 1.0), (2, 4.0)):
+        write_distilled(tmp_path, f"x-{seed}", 0.5 + seed / 100, temperature=temperature)
+    groups = group_seeds(collect(tmp_path, ["x-0", "x-1", "x-2"]))
+    assert [group.label for group in groups] == ["x"]
+    found = [(one.group.label, str(one.student)) for one in distillations(groups)]
+    assert found == [("x-0, x-1", "50.5 \u00b1 0.7"), ("x-2", "52.0 (50.0 to 54.0)")]
+
+
+def test_a_distillation_that_was_taken_off_the_list_is_no_result_and_one_that_has_not_run_is_missing(
+    tmp_path: Path,
+) -> None:
+    write_experiment(tmp_path, "a", method="simclr", seed=0, top1=0.7)
+    write_distilled(tmp_path, "a", 0.6)
+    metrics = tmp_path / "runs" / "a" / "distil" / "metrics.json"
+    metrics.rename(tmp_path / "kept.json")
+    assert collect(tmp_path, ["a"])[0].missing == ("distil",)
+    write_json(metrics, {"skipped": "the dataset has no labels"})
+    assert collect(tmp_path, ["a"])[0].skipped == {"distil": "the dataset has no labels"}
+    (tmp_path / "kept.json").rename(metrics)
+    assert len(distillations(group_seeds(collect(tmp_path, ["a"])))) == 1
+    report = tmp_path / "resolved" / "report.json"
+    content = json.loads(report.read_text())
+    content["config"]["distil"] = []
+    write_json(report, content)
+    (experiment,) = collect(tmp_path, ["a"])
+    assert (experiment.distil.result, experiment.missing) == (None, ())
 
 
 def test_random_init_of_other_seeds_is_told_apart(tmp_path: Path) -> None:

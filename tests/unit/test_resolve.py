@@ -59,6 +59,37 @@ def test_the_fraction_of_labels_reruns_only_fine_tuning(project):
     assert changed(folder) == stages("tiny", "finetune")
 
 
+def distilled(project):
+    folder = project({"experiments/b.yaml": "extends: tiny\ndistil: {fraction: 0.1}\n"})
+    path = folder / "params.yaml"
+    path.write_text(path.read_text().replace("[tiny]", "[tiny, b]").replace("distil: []", "distil: [b]"))
+    return folder
+
+
+def test_only_experiments_that_are_distilled_have_that_stage(project):
+    folder = distilled(project)
+    assert changed(folder) >= stages("b", "distil")
+    assert not (folder / RESOLVED / "tiny" / "distil.json").exists()
+    content = json.loads((folder / RESOLVED / "b" / "distil.json").read_text())
+    assert content["config"]["student"] == content["config"]["encoder"]
+    params, experiment = folder / "params.yaml", folder / "experiments" / "b.yaml"
+    params.write_text(params.read_text().replace("distil: [b]", "distil: []"))
+    experiment.write_text("extends: tiny\n")
+    assert changed(folder) == {"report.json", *stages("b", "distil")}
+
+
+def test_a_setting_or_the_student_of_distillation_reruns_only_that(project):
+    folder = distilled(project)
+    changed(folder)
+    path = folder / "experiments" / "b.yaml"
+    path.write_text("extends: tiny\ndistil: {fraction: 0.1, temperature: 2}\n")
+    assert changed(folder) == stages("b", "distil")
+    path.write_text("extends: tiny\ndistil: {fraction: 0.1, temperature: 2, encoder: {name: vit, width: 32}}\n")
+    assert changed(folder) == stages("b", "distil")
+    content = json.loads((folder / RESOLVED / "b" / "distil.json").read_text())
+    assert {part["name"] for part in content["parts"] if part["kind"] == "encoder"} == {"resnet8", "vit"}
+
+
 def test_files_of_an_experiment_that_left_are_removed(project):
     folder = project({"experiments/b.yaml": "extends: tiny\n"})
     params = folder / "params.yaml"
