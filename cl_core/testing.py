@@ -94,9 +94,10 @@ def check_encoder(encoder: nn.Module, size: int = 32, channels: int = 3) -> None
     assert callable(stages), "needs `stages(images) -> {stage: features}`"
     features = encoder.train()(images)
     assert features.shape == (4, out_dim), f"forward gives {tuple(features.shape)}, out_dim promises (4, {out_dim})"
-    features.square().sum().backward()
     trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
-    assert not trained or any(p.grad is not None and p.grad.abs().sum() > 0 for p in trained), "no gradient arrives"
+    if trained:
+        features.square().sum().backward()
+        assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in trained), "no gradient arrives"
     encoder.eval()
     before = copy.deepcopy(encoder.state_dict())
     with torch.no_grad():
@@ -142,9 +143,17 @@ def check_score(score: Any, dim: int = 16) -> None:
 
 
 def check_method(method: Method, size: int = 32) -> None:
-    """Views only from rng, a finite loss with gradients, all state in `state_dict`, an honest representation."""
+    """Views only from rng, a finite loss with gradients, all state in `state_dict`, an honest representation.
+
+    Of a method that does not train only views, units and representation are checked.
+    """
     images = sample_images(size=size)
     _check_views(method, images)
+    units = method.units(_views(method, images, torch.arange(len(images))).areas(size))
+    assert np.isfinite(units) and units >= 0, f"units() gives {units}; give passes of the encoder per image"
+    if not method.trains:
+        _check_representation(method, images)
+        return
     output = _step(method.train(), images, step=0, update=False)
     assert output.loss.ndim == 0 and torch.isfinite(output.loss), f"the loss must be a finite scalar, got {output.loss}"
     assert not any(value.requires_grad for value in output.metrics.values()), "metrics carry a gradient; detach them"

@@ -7,7 +7,7 @@ readers are `data.store.Store` and `evaluation.features.Features`.)
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, runtime_checkable
@@ -87,6 +87,10 @@ class Views:
             labels=None if self.labels is None else function(self.labels),
             extras={name: function(tensor) for name, tensor in self.extras.items()},
         )
+
+    def areas(self, image_size: int) -> list[float]:
+        """Pixels of each view per sample, over all its tiles, as a share of an image of image_size x image_size."""
+        return [view[0].numel() / view.shape[-3] / image_size**2 for view in self.images]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,11 +274,17 @@ class Method(nn.Module, ABC):
 
     encoder: what is trained and kept. uses_labels: views come with class labels. lr_restarts: shares of the run, in
     (0, 1) and ascending, at which the learning rate starts anew from its peak, for methods that train in phases.
+    trains: false for a yardstick that keeps the encoder as it is; then `forward` is never called.
+    year, family: for the report's leaderboard, of the paper that introduced the method, and what it has in common with
+    others ("contrastive", "reconstruction").
     """
 
     encoder: nn.Module
     uses_labels: bool = False
+    trains: bool = True
     lr_restarts: tuple[float, ...] = ()
+    year: int | None = None
+    family: str = ""
 
     @abstractmethod
     def make_views(self, images: Tensor, rng: SampleRng) -> Views:
@@ -304,6 +314,14 @@ class Method(nn.Module, ABC):
         weights = [p for p in self.parameters() if p.requires_grad and p.ndim > 1]
         vectors = [p for p in self.parameters() if p.requires_grad and p.ndim <= 1]
         return [ParamGroup(params=weights), ParamGroup(params=vectors, decay=False, adapt=False)]
+
+    def units(self, areas: Sequence[float]) -> float:
+        """Return what the encoder costs per training image, in passes forward and backward over one whole image.
+
+        areas: of each view over that of the image, see `Views.areas`. Forward alone is a third; heads do not count.
+        Default: every view passes once, with gradient.
+        """
+        return sum(areas)
 
     def trivial(self) -> dict[str, float]:
         """Return the loss and metrics of a constant predictor, by the names they are logged under ("loss", ...)."""

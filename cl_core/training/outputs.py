@@ -9,6 +9,7 @@ import io
 import math
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,54 @@ from cl_core.training.tracking import curves_csv
 from cl_core.types import Method, Panel
 
 PANEL_IMAGES = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a run tells of itself: facts, images seen (again in each epoch), `Views.areas`, logged rows, times."""
+
+    training: Mapping[str, Any]
+    images_seen: int
+    areas: Sequence[float]
+    rows: Sequence[Mapping[str, float]]
+    timing: Mapping[str, float]
+
+
+def write_results(
+    method: Method,
+    result: Result,
+    out: Path,
+    *,
+    card: Mapping[str, Any],
+    split: Split,
+    validation: Split | None,
+    seed: int,
+    device: torch.device,
+) -> dict[str, float | None]:
+    """Everything that other stages and the report read; returns the figures of metrics.json, the last logged row."""
+    metrics = finite(result.rows[-1]) if result.rows else {}
+    sample = to_float(split.images(torch.arange(min(2, len(split)))).to(device))
+    facts = {**card, "training": {**result.training, "final": metrics}, **leaderboard_facts(method, result)}
+    write_weights(method.representation(), out / "encoder.safetensors")
+    write_weights(method, out / "method.safetensors")
+    write_card(method, sample, out / "encoder.json", facts)
+    write_curves(result.rows, out / "curves.csv")
+    write_panels(method, validation, out / "panels", seed, device)
+    write_json(out / "timing.json", result.timing)
+    write_json(out / "metrics.json", metrics)
+    return metrics
+
+
+def leaderboard_facts(method: Method, result: Result) -> dict[str, Any]:
+    """What kind of method this is and what it has cost; see `Method.units`."""
+    units = method.units(result.areas) if method.trains else 0.0
+    return {
+        "year": method.year,
+        "family": method.family,
+        "yardstick": method.uses_labels or not method.trains,
+        "units_per_image": units,
+        "units": units * result.images_seen,
+    }
 
 
 def write_weights(module: nn.Module, path: Path) -> None:

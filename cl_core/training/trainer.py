@@ -16,7 +16,6 @@ from typing import Any
 import torch
 
 from cl_core.config import OptimizerConfig, ScheduleConfig, TrainConfig
-from cl_core.data.files import write_json
 from cl_core.data.loader import Batch, Loader
 from cl_core.data.sampling import mix
 from cl_core.data.store import Split, to_float
@@ -25,7 +24,7 @@ from cl_core.errors import CheckpointError, DataError, Interrupted
 from cl_core.measures.diagnostics import collapse_figures
 from cl_core.training.checkpoint import Checkpoints
 from cl_core.training.optim import Schedule
-from cl_core.training.outputs import finite, write_card, write_curves, write_panels, write_weights
+from cl_core.training.outputs import Result, write_results
 from cl_core.training.precision import Choice, choices, decide, decision_key
 from cl_core.training.probe import OnlineKnn
 from cl_core.training.progress import Status, Throughput
@@ -77,6 +76,14 @@ class Run:
         else:
             views = self.materialized.views(batch.epoch, batch.rows)
         return replace(views, labels=batch.labels) if self.method.uses_labels else views
+
+    def areas(self) -> list[float]:
+        """How large the views are, as shares of an image; see `Views.areas`."""
+        rows = torch.arange(min(2, len(self.split)))
+        images, labels = to_float(self.split.images(rows)), torch.from_numpy(self.split.labels[rows])
+        parts = {"images": images, "labels": labels, "rows": rows}
+        batch = Batch(**{name: part.to(self.device) for name, part in parts.items()}, epoch=0, step=0)
+        return self.views(batch).areas(self.split.image_size)
 
     def updater(self, choice: Choice, method: Method | None = None) -> Updater:
         """What makes the steps, of the run's method or of a copy of it."""
@@ -209,6 +216,7 @@ def pretrain(
     checkpoints: a folder of this run's own, named by a fingerprint of all that the result depends on; emptied of
     checkpoints when the outputs are complete. card: goes into encoder.json; its "experiment" names the run to
     observers. decisions: where measured choices of precision are kept. Returns the figures of metrics.json.
+    A method that does not train leaves the same files after 0 steps.
     Raises DataError (too few images, no labels for a method that needs them), CollapseError, CheckpointError, and
     Interrupted when `stop` says so.
     """
@@ -226,14 +234,21 @@ def pretrain(
     info = RunInfo(
         experiment=str(card.get("experiment", "")),
         directory=checkpoints,
-        total_steps=run.rates.total_steps,
+        total_steps=run.rates.total_steps if method.trains else 0,
         config=card,
     )
     saved = Checkpoints(checkpoints, report=observers.say)
     with observers.run(info), deterministic():
-        trainer = begin(run, saved, decisions, validation, observers.say)
-        trainer.fit(observers, stop)
-        metrics = write_outputs(trainer, out, card, validation)
+        if method.trains:
+            trainer = begin(run, saved, decisions, validation, observers.say)
+            trainer.fit(observers, stop)
+            result = outcome(trainer)
+        else:
+            method.to(run.device)
+            result = Result(training={"steps": 0}, images_seen=0, areas=[], rows=[], timing=Throughput().report())
+        metrics = write_results(
+            method, result, out, card=card, split=split, validation=validation, seed=seed, device=run.device
+        )
     saved.clear()
     return metrics
 
@@ -276,22 +291,17 @@ def prepare(run: Run) -> None:
     run.method.prepare(to_float(sample.images(torch.arange(len(sample))).to(run.device)))
 
 
-def write_outputs(trainer: Trainer, out: Path, card: Mapping[str, Any], validation: Split | None) -> dict[str, Any]:
-    """Everything that other stages and the report read; returns the figures of metrics.json."""
-    run = trainer.run
-    if trainer.step != trainer.total_steps:
+def outcome(trainer: Trainer) -> Result:
+    """What a run that is at its end has to tell."""
+    if not trainer.is_last:
         raise RuntimeError(f"{trainer.step} of {trainer.total_steps} steps were made")
-    metrics = finite(trainer.rows[-1])
-    training = {"steps": trainer.step, "peak_lr": run.rates.peak_lr, **asdict(trainer.choice), "final": metrics}
-    sample = to_float(run.split.images(torch.arange(2)).to(run.device))
-    write_weights(run.method.representation(), out / "encoder.safetensors")
-    write_weights(run.method, out / "method.safetensors")
-    write_card(run.method, sample, out / "encoder.json", {**card, "training": training})
-    write_curves(trainer.rows, out / "curves.csv")
-    write_panels(run.method, validation, out / "panels", run.seed, run.device)
-    write_json(out / "timing.json", {**trainer.throughput.report(), "threads": torch.get_num_threads()})
-    write_json(out / "metrics.json", metrics)
-    return metrics
+    return Result(
+        training={"steps": trainer.step, "peak_lr": trainer.rates.peak_lr, **asdict(trainer.choice)},
+        images_seen=trainer.step * trainer.run.train.batch_size,
+        areas=trainer.run.areas(),
+        rows=trainer.rows,
+        timing={**trainer.throughput.report(), "threads": torch.get_num_threads()},
+    )
 
 
 def choose(run: Run, first: Batch, decisions: Path, say: Callable[[str], None]) -> Choice:

@@ -33,6 +33,9 @@ class BYOL(Method):
     for equal, 4 for opposite vectors. Weight decay of zero is reported to be unstable.
     """
 
+    year = 2020
+    family = "self-distillation"
+
     def __init__(
         self,
         encoder: nn.Module,

@@ -49,6 +49,9 @@ class Colorization(Method):
     last stage is not a map.
     """
 
+    year = 2016
+    family = "reconstruction"
+
     def __init__(
         self,
         encoder_factory: Callable[..., Encoder],

@@ -7,6 +7,7 @@ makes the pictures sharper and the features no better, is an option. Masks live 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -42,6 +43,9 @@ class ContextEncoder(Method):
     The loss is in values of [-1, 1]. Logs `psnr` in dB inside the hole, and `psnr_mean`, that of painting the hole in
     the mean colour of its surroundings.
     """
+
+    year = 2016
+    family = "reconstruction"
 
     def __init__(
         self,
@@ -110,6 +114,10 @@ class ContextEncoder(Method):
             for group in groups
             for mine, rate in ((False, 1.0), (True, _DISCRIMINATOR_RATE))
         ]
+
+    def units(self, areas: Sequence[float]) -> float:
+        """Only the image with the hole passes."""
+        return areas[0]
 
     def panels(self, images: Tensor, rng: SampleRng) -> list[Panel]:
         """Images, the same with a hole, and with the hole painted."""

@@ -63,6 +63,9 @@ class ContextPrediction(Method):
     mode it is at most 9/40, one guess for each patch. Raises ConfigError where the patches do not fit into the image.
     """
 
+    year = 2015
+    family = "pretext"
+
     pairs: Tensor
     sides: Tensor | None
 

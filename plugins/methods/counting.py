@@ -61,6 +61,9 @@ class Counting(Method):
     be low (1e-4 in the paper). Raises ConfigError for images of odd sides.
     """
 
+    year = 2017
+    family = "pretext"
+
     def __init__(
         self,
         encoder: nn.Module,

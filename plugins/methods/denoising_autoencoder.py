@@ -8,7 +8,9 @@ Damage exists only in training; the representation never sees it, and no decoder
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import torch
@@ -71,6 +73,9 @@ class DenoisingAutoencoder(Method):
     stage whose units have died leaves nothing to learn for the next.
     """
 
+    year = 2010
+    family = "reconstruction"
+
     stage: Tensor
 
     def __init__(
@@ -99,6 +104,8 @@ class DenoisingAutoencoder(Method):
             self._require_blocks()
             pairs = zip(shapes.values(), inputs.values(), strict=False)
             self.decoders = nn.ModuleList([decoder(*output, *source) for output, source in pairs])
+            blocks = encoder.blocks().values()
+            self.costs = [_work(block, side) for block, (_, side) in zip(blocks, shapes.values(), strict=True)]
         self.lr_restarts = phase_ends(len(self.decoders))[:-1]
         self.register_buffer("stage", torch.zeros((), dtype=torch.int64))
 
@@ -137,6 +144,15 @@ class DenoisingAutoencoder(Method):
         """Go on to the next stage when its part of the run begins; progress in (0, 1]."""
         ends = phase_ends(len(self.decoders))
         self.stage.fill_(sum(progress >= end for end in ends[:-1]))
+
+    def units(self, areas: Sequence[float]) -> float:
+        """Stages learn one after the other, those below passing without gradient."""
+        if self.mode == "joint":
+            return areas[0]
+        ends = (0.0, *phase_ends(len(self.costs)))
+        passes = [cost + sum(self.costs[:stage]) / 3 for stage, cost in enumerate(self.costs)]
+        spent = sum((end - start) * cost for (start, end), cost in zip(pairwise(ends), passes, strict=True))
+        return areas[0] * spent / sum(self.costs)
 
     def trivial(self) -> dict[str, float]:
         """Of predicting every channel's mean, as a stage of dead units does."""
@@ -242,6 +258,11 @@ def reconstruction_loss(restored: Tensor, target: Tensor, weight: Tensor) -> Ten
     """Weighted mean of the squared error; restored, target: (N, C, h, w), weight: (N, 1, h, w), >= 0."""
     weight = weight.expand_as(target)
     return (weight * F.mse_loss(restored, target, reduction="none")).sum() / weight.sum().clamp(min=_FLAT)
+
+
+def _work(block: nn.Module, side: int) -> int:
+    """Multiplications of a block that works on maps of side x side: each weight is used once per place."""
+    return side**2 * sum(weight.numel() for weight in block.parameters() if weight.ndim > 1)
 
 
 def _moments(features: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from typing import Annotated
 
 import torch
@@ -40,6 +41,9 @@ class DINO(Method):
     `divergence` 0, are the two ways to collapse; `assignment_information`, what the teacher's answer tells about an
     image, is 0 in both, while the encoder's output may still look well spread.
     """
+
+    year = 2021
+    family = "self-distillation"
 
     centre: Tensor
     progress: Tensor
@@ -106,6 +110,10 @@ class DINO(Method):
             self.centre.lerp_(self._seen, 1 - self.centre_momentum)
         self._seen = None
         self.progress.fill_(progress)
+
+    def units(self, areas: Sequence[float]) -> float:
+        """The teacher sees the two large crops too, without gradient."""
+        return sum(areas) + sum(areas[:2]) / 3
 
     def trivial(self) -> dict[str, float]:
         """Of a teacher and a student without opinion."""

@@ -62,6 +62,9 @@ class Jigsaw(Method):
     small for the grid.
     """
 
+    year = 2016
+    family = "pretext"
+
     permutations: Tensor
 
     def __init__(

@@ -6,6 +6,7 @@ others. The loss is over hidden patches, against pixels standardised per patch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import torch
@@ -36,6 +37,9 @@ class MAE(Method):
 
     Weak in linear probes and strong in fine-tuning, says the paper: look at both.
     """
+
+    year = 2022
+    family = "reconstruction"
 
     def __init__(
         self,
@@ -89,6 +93,10 @@ class MAE(Method):
         tokens = tokens.scatter(1, visible[..., None].expand_as(known), known)
         places = build_sincos2d_pos_embed(list(self._grid(whole)), known.shape[-1], device=known.device)
         return self.leave(self.decoder(tokens + places.to(known.dtype)))
+
+    def units(self, areas: Sequence[float]) -> float:
+        """Only the visible patches pass."""
+        return areas[0] * (1 - self.hidden)
 
     def trivial(self) -> dict[str, float]:
         """Of painting every patch in its mean: (n - 1) / n for n values, the variance being the unbiased one."""

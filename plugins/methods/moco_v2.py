@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from typing import Annotated
 
 import torch
@@ -43,6 +44,9 @@ class MoCoV2(Method):
     Each step contrasts with the queue as the step before left it; then the keys replace the oldest entries and the key
     network moves. A fast drop of the loss with a poor online kNN means that statistics leak.
     """
+
+    year = 2020
+    family = "contrastive"
 
     def __init__(
         self,
@@ -88,6 +92,10 @@ class MoCoV2(Method):
         """Let the keys of this step into the queue and move the key network towards the new weights."""
         self.queue.push(self._keys)
         move_average(self.key_network, nn.Sequential(self.encoder, self.head), self.momentum)
+
+    def units(self, areas: Sequence[float]) -> float:
+        """The key passes without gradient."""
+        return areas[0] + areas[1] / 3
 
     def trivial(self) -> dict[str, float]:
         """Of equal similarities to all candidates: log(1 + queue_size), and no query tells its key."""

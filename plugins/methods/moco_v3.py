@@ -7,6 +7,7 @@ predictor comes from BYOL. All candidates share their batch-norm statistics, so 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import torch
 from pydantic import PositiveFloat, PositiveInt
@@ -35,6 +36,9 @@ class MoCoV3(Method):
     temperature. Equal similarities give 4 * temperature * log(N) with N images in the batch, so there is no `trivial`
     loss to draw. To freeze the patch projection of a transformer, as the paper does, is left to the encoder.
     """
+
+    year = 2021
+    family = "contrastive"
 
     def __init__(
         self,
@@ -79,6 +83,10 @@ class MoCoV3(Method):
         """Move the key network towards the weights the optimiser has just set; progress in (0, 1]."""
         online = nn.Sequential(self.encoder, self.projector)
         move_average(self.key_network, online, momentum_at(progress, self.base_momentum))
+
+    def units(self, areas: Sequence[float]) -> float:
+        """Both views pass through both networks, through that of the keys without gradient."""
+        return 4 / 3 * sum(areas)
 
     def trivial(self) -> dict[str, float]:
         """Of equal similarities to all keys: no query tells its own. The loss depends on the batch, see the class."""

@@ -37,6 +37,9 @@ class NNCLR(Method):
     far ones are other kinds of image or, until the queue has filled once, its random start.
     """
 
+    year = 2021
+    family = "contrastive"
+
     def __init__(
         self,
         encoder: nn.Module,

@@ -74,6 +74,9 @@ class BarlowTwins(RedundancyReduction):
     stay low (chance alone gives 1 / sqrt(batch size)). Both are 0 for a constant encoder.
     """
 
+    year = 2021
+    family = "redundancy reduction"
+
     @staticmethod
     def figures(z_a: Tensor, z_b: Tensor) -> dict[str, Tensor]:
         """Mean of the cross-correlation's diagonal, root mean square of the rest; z_a, z_b: (N, D)."""
@@ -98,6 +101,9 @@ class VICReg(RedundancyReduction):
     deviation of a dimension, which should reach 1; covariance, the root mean square of the covariances of different
     dimensions, which should stay low. All are 0 for a constant encoder.
     """
+
+    year = 2022
+    family = "redundancy reduction"
 
     @staticmethod
     def figures(z_a: Tensor, z_b: Tensor) -> dict[str, Tensor]:

@@ -36,6 +36,9 @@ class Rotation(Method):
     gives images that are not square.
     """
 
+    year = 2018
+    family = "pretext"
+
     def __init__(self, encoder: nn.Module, augment: Augmentation) -> None:
         super().__init__()
         self.encoder = encoder

@@ -43,6 +43,9 @@ class SimCLR(Method):
     its positive_similarity is 1.
     """
 
+    year = 2020
+    family = "contrastive"
+
     def __init__(
         self,
         encoder: nn.Module,

@@ -36,6 +36,9 @@ class SimSiam(Method):
     of siblings.
     """
 
+    year = 2021
+    family = "self-distillation"
+
     def __init__(
         self,
         encoder: nn.Module,

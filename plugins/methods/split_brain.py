@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
@@ -44,6 +44,9 @@ class SplitBrain(Method):
     for images that are not RGB, for a training sample without any colour, and for encoders whose last stage is not a
     map.
     """
+
+    year = 2017
+    family = "reconstruction"
 
     encoder: SplitEncoder
 
@@ -106,6 +109,10 @@ class SplitBrain(Method):
     def representation(self) -> Representation:
         """Both halves, equal stages concatenated, on the Lab channels of RGB."""
         return Representation(self.encoder, normalized_lab, "lab-split")
+
+    def units(self, areas: Sequence[float]) -> float:
+        """Each half has half the width, so a quarter of the work."""
+        return sum(areas) / 4
 
     def trivial(self) -> dict[str, float]:
         """Of the same answer for every pixel, on the training images: its best losses, and its best accuracies.

@@ -34,6 +34,8 @@ class SupCon(SimCLR):
     """
 
     uses_labels = True
+    year = 2020
+    family = "supervised"
     loss: Callable[..., Tensor]
 
     def __init__(

@@ -35,6 +35,7 @@ class Supervised(Method):
     """
 
     uses_labels = True
+    family = "supervised"
 
     def __init__(
         self,

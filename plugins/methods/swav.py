@@ -46,6 +46,9 @@ class SwAV(Method):
     rests at log(prototypes).
     """
 
+    year = 2020
+    family = "clustering"
+
     progress: Tensor
 
     def __init__(

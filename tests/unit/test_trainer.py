@@ -57,12 +57,37 @@ def test_the_card_tells_what_the_encoder_is_and_how_it_was_trained(store, tmp_pa
     assert card == {
         "experiment": "contrast",
         "training": {"steps": STEPS, "peak_lr": 0.1, "precision": "fp32", "channels_last": False, "final": final},
+        "year": None,
+        "family": "",
+        "yardstick": False,
+        "units_per_image": 2.0,
+        "units": 2.0 * STEPS * BATCH,
         "input": "rgb",
         "image": [3, SIZE, SIZE],
         "stages": {"early": [8, 8, 8], "late": [12, 4, 4]},
         "out_dim": 12,
         "trivial": {"loss": 2.0},
     }
+
+
+def test_a_method_that_does_not_train_leaves_the_same_files_with_its_initial_weights(store, tmp_path):
+    class Untrained(Contrast):
+        trains = False
+
+        def forward(self, views):
+            raise AssertionError("a yardstick was trained")
+
+    method, listener = Untrained(), Listener()
+    before = copy.deepcopy(method.representation().state_dict())
+    out = train(store, tmp_path, method=method, observers=quiet(trackers=[listener]))
+    assert {path.name for path in out.iterdir()} == {path.name for path in train(store, tmp_path / "b").iterdir()}
+    saved = safetensors.torch.load_file(out / "encoder.safetensors")
+    assert all(torch.equal(saved[name], tensor) for name, tensor in before.items())
+    card = json.loads((out / "encoder.json").read_text())
+    assert (card["training"]["steps"], card["units"], card["yardstick"]) == (0, 0.0, True)
+    assert json.loads((out / "metrics.json").read_text()) == {}
+    assert (out / "curves.csv").read_text() == "step,epoch,loss,lr\n"
+    assert listener.calls == [("start", 0), ("end", "finished", 0)]
 
 
 def test_curves_hold_every_logged_step_with_all_figures(store, tmp_path):
