@@ -7,6 +7,8 @@ is not success here, a constant output gives 0; watch the collapse figures and t
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +30,8 @@ class BYOL(Method):
     predictor_hidden: hidden width of the predictor; 4096 in the paper.
     base_momentum: tau_0 of the moving average, raised to 1 along a cosine; the paper uses 0.996 for 1000 epochs and
         0.99 for 300, 0.97 suits 40 and fewer.
+    momentum_schedule: "cosine" as above, or "constant": tau stays at base_momentum. Constant 0 makes the target a copy
+        of the network itself, which collapses in the paper (table 5a); 1 keeps it at its random weights.
 
     The loss is the sum of both directions, in [0, 8]; `direction_loss` is their mean, in [0, 4]: about 2 at random, 0
     for equal, 4 for opposite vectors. Weight decay of zero is reported to be unstable.
@@ -46,12 +50,13 @@ class BYOL(Method):
         out_dim: PositiveInt = 128,
         predictor_hidden: PositiveInt = 512,
         base_momentum: Momentum = 0.99,
+        momentum_schedule: Literal["cosine", "constant"] = "cosine",
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.augment_a = augment_a
         self.augment_b = augment_b
-        self.base_momentum = base_momentum
+        self.base_momentum, self.momentum_schedule = base_momentum, momentum_schedule
         self.projector = mlp([encoder.out_dim, hidden_dim, out_dim])
         self.predictor = mlp([out_dim, predictor_hidden, out_dim])
         # A copy keeps batch-norm buffers of its own: they follow its own forward passes and are never averaged.
@@ -77,7 +82,13 @@ class BYOL(Method):
     def after_update(self, progress: float) -> None:
         """Move the target towards the weights the optimiser has just set; progress in (0, 1]."""
         online = nn.Sequential(self.encoder, self.projector)
-        move_average(self.target, online, momentum_at(progress, self.base_momentum))
+        cosine = self.momentum_schedule == "cosine"
+        momentum = momentum_at(progress, self.base_momentum) if cosine else self.base_momentum
+        move_average(self.target, online, momentum)
+
+    def units(self, areas: Sequence[float]) -> float:
+        """Both views pass through both networks, through the target without gradient."""
+        return 4 / 3 * sum(areas)
 
     def trivial(self) -> dict[str, float]:
         """Of a constant output: perfect prediction, which is collapse."""

@@ -260,3 +260,15 @@ def test_deep_copy_of_the_method_has_a_target_of_its_own():
     step(twin, sgd(twin), epoch=0, progress=0.0)
     assert not torch.equal(twin.target[0].conv1.weight, method.target[0].conv1.weight)
     assert torch.equal(twin.target[0].conv1.weight, twin.encoder.conv1.weight)
+
+
+def test_a_constant_momentum_of_zero_makes_the_target_the_network_itself_throughout():
+    constant = byol(base_momentum=0.0, momentum_schedule="constant")
+    rising = byol(base_momentum=0.0)
+    for method in (constant, rising):
+        step(method, sgd(method), 0, progress=0.5)
+    online, target = online_parameters(constant), list(constant.target.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(online, target, strict=True))
+    assert not all(
+        torch.equal(a, b) for a, b in zip(online_parameters(rising), rising.target.parameters(), strict=True)
+    )
