@@ -32,10 +32,11 @@ def build_chain(registry: Registry, specs: Sequence[Spec]) -> Chain:
     return Chain([(spec["name"], registry.build("augmentation", spec["name"], spec["options"])) for spec in specs])
 
 
-def build_encoder(registry: Registry, spec: Spec, *, seed: int, **overrides: Any) -> nn.Module:
+def build_encoder(registry: Registry, spec: Spec, *, seed: int, image_size: int, **overrides: Any) -> nn.Module:
     """The encoder with initial weights drawn from the seed.
 
-    overrides: `in_channels` or `width_mult`. Raises ConfigError where the encoder's factory does not take one of them.
+    image_size: for encoders that ask for it. overrides: `in_channels` or `width_mult`. Raises ConfigError where the
+    encoder's factory does not take one of them.
     """
     unknown = [argument for argument in overrides if argument not in registry.get("encoder", spec["name"]).parameters]
     if unknown:
@@ -45,7 +46,9 @@ def build_encoder(registry: Registry, spec: Spec, *, seed: int, **overrides: Any
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(mix(seed, _ENCODER_STREAM))
-        encoder: nn.Module = registry.build("encoder", spec["name"], spec["options"], **overrides)
+        encoder: nn.Module = registry.build(
+            "encoder", spec["name"], spec["options"], image_size=image_size, **overrides
+        )
     return encoder
 
 
@@ -58,7 +61,7 @@ def build_method(registry: Registry, experiment: Mapping[str, Any], *, seed: int
     spec = experiment["encoder"]
 
     def encoder_factory(**overrides: Any) -> nn.Module:
-        return build_encoder(registry, spec, seed=seed, **overrides)
+        return build_encoder(registry, spec, seed=seed, image_size=experiment["image_size"], **overrides)
 
     return _method(registry, experiment, encoder_factory, _loss(registry, experiment, seed), seed)
 

@@ -29,7 +29,7 @@ def check_project(root: Path) -> list[str]:
         raise ConfigError(problems)
     facts = ", ".join(f"{key} {value}" for key, value in (fingerprint or {}).items() if isinstance(value, int | str))
     lines = [f"data: {project.source['name']} ({facts})"]
-    lines += [f"experiment {experiment.name}: {_summary(experiment)}" for experiment in project.experiments]
+    lines += [f"experiment {experiment.name}: {_summary(project, experiment)}" for experiment in project.experiments]
     return lines
 
 
@@ -59,8 +59,10 @@ def _build(project: Project, experiment: Experiment) -> None:
             build()
 
 
-def _summary(experiment: Experiment) -> str:
+def _summary(project: Project, experiment: Experiment) -> str:
     config = experiment.config
+    if not getattr(project.registry.get("method", experiment.method["name"]).factory, "trains", True):
+        return f"{experiment.method['name']} on {experiment.encoder['name']}; not trained, seed {experiment.seed}"
     rate = config.optimizer.peak_lr(config.train.batch_size)
     loss = f", loss {experiment.loss['name']}" if experiment.loss else ""
     return (

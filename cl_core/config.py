@@ -204,6 +204,9 @@ class ExperimentConfig(Section):
     """One line for the report."""
     seed: NonNegativeInt | None = None
     """Overrides the seed of params.yaml."""
+    labels: Fraction | None = None
+    """Share of the labelled training images, the same number of every class, that pretraining gets to see, and nothing
+    else; only for methods that learn from labels. Epochs count these images."""
     method: PartSpec
     encoder: PartSpec
     loss: PartSpec | None = None

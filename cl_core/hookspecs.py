@@ -56,7 +56,8 @@ def register_encoders() -> Factories:  # type: ignore[empty-body]
     `stages(images) -> {stage: (N, C, H, W) or (N, C)}`, early to late.
 
     The factory gets `in_channels` (int, default 3) and `width_mult` (float, default 1: scales the channels of every
-    layer) from methods that need other input or a narrower net, if it asks for them; other keywords are options.
+    layer) from methods that need other input or a narrower net, and `image_size` (int, the side of the images in
+    pixels), if it asks for them; other keywords are options.
     """
 
 

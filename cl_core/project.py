@@ -143,6 +143,7 @@ def _experiment(root: Path, name: str, registry: Registry, seed: int, problems: 
         student = checker.part("encoder", config.distil.encoder, ["distil", "encoder"])
     if method is not None:
         _check_fit(checker, registry.get("method", method["name"]), config, chains)
+        _check_training(checker, registry.get("method", method["name"]), config)
     if len(problems) > before or method is None or encoder is None:
         return None
     return Experiment(

@@ -127,8 +127,13 @@ def _stage(project: Project, experiment: Experiment, stage: str) -> dict[str, An
 def _stage_sections(project: Project, experiment: Experiment, stage: str) -> dict[str, Any]:
     config, evaluation = experiment.config, project.params.evaluation
     sections: Mapping[str, Mapping[str, Any]] = {
-        "views": {"materialize": config.views.materialize, "preview": config.views.preview},
+        "views": {
+            "labels": config.labels,
+            "materialize": config.views.materialize,
+            "preview": config.views.preview,
+        },
         "pretrain": {
+            "labels": config.labels,
             "optimizer": config.optimizer.model_dump(mode="json"),
             "schedule": config.schedule.model_dump(mode="json"),
             "train": config.train.model_dump(mode="json", exclude={"trackers"}),

@@ -66,6 +66,16 @@ class Stage:
         limit = self.config["subset"]
         return split if name != "train" or limit is None else split.by_hash(limit)
 
+    def pretraining_split(self) -> Split:
+        """The training images that pretraining may see: all, or those whose labels the experiment's `labels` allows."""
+        split, share = self.split("train"), self.config["labels"]
+        if share is None or not (split.labels >= 0).any():  # pretraining says that it needs labels
+            return split
+        from cl_core.evaluation.subsets import nested_subsets
+
+        (rows,) = nested_subsets(split.keys, split.labels, [share]).values()
+        return split.select(rows)
+
     def method(self, **changes: Any) -> Method:
         """The untrained method, the same each time. changes: parts that take the place of configured ones."""
         return build_method(self.registry, self.config | changes, seed=self.seed)
@@ -141,7 +151,7 @@ def views(stage: Stage) -> None:
     write_views(
         build_view_maker(stage.registry, config, seed=stage.seed),
         build_chains(stage.registry, config["chains"]),
-        stage.split("train"),
+        stage.pretraining_split(),
         stage.out,
         seed=stage.seed,
         plan={"method": config["method"], "chains": config["chains"], "dataset": stage.store.digest},
@@ -164,7 +174,7 @@ def pretrain(stage: Stage) -> None:
     fingerprint = _fingerprint(stage.resolved, stage.store.digest, sha256_file(plan))
     run_pretrain(
         stage.method(),
-        stage.split("train"),
+        stage.pretraining_split(),
         optimizer=_section(OptimizerConfig, config["optimizer"]),
         schedule=_section(ScheduleConfig, config["schedule"]),
         train=_section(TrainConfig, config["train"]),

@@ -9,11 +9,22 @@ from cl_core.hookspecs import Factories, hookimpl
 
 if TYPE_CHECKING:
     from plugins.encoders.cifar_resnet import CifarResNet, resnet8, resnet20
+    from plugins.encoders.pixels import Pixels
     from plugins.encoders.timm_models import TimmEncoder
     from plugins.encoders.torchvision_resnet import TorchvisionResNet, resnet18, resnet50
     from plugins.encoders.vit import ViT
 
-__all__ = ["CifarResNet", "TimmEncoder", "TorchvisionResNet", "ViT", "resnet8", "resnet18", "resnet20", "resnet50"]
+__all__ = [
+    "CifarResNet",
+    "Pixels",
+    "TimmEncoder",
+    "TorchvisionResNet",
+    "ViT",
+    "resnet8",
+    "resnet18",
+    "resnet20",
+    "resnet50",
+]
 
 _HOMES = {
     "CifarResNet": "plugins.encoders.cifar_resnet",
@@ -22,6 +33,7 @@ _HOMES = {
     "TorchvisionResNet": "plugins.encoders.torchvision_resnet",
     "resnet18": "plugins.encoders.torchvision_resnet",
     "resnet50": "plugins.encoders.torchvision_resnet",
+    "Pixels": "plugins.encoders.pixels",
     "TimmEncoder": "plugins.encoders.timm_models",
     "ViT": "plugins.encoders.vit",
 }
@@ -37,6 +49,7 @@ def register_encoders() -> Factories:
         "resnet50": "plugins.encoders.torchvision_resnet:resnet50",
         "vit": "plugins.encoders.vit:ViT",
         "timm": "plugins.encoders.timm_models:TimmEncoder",
+        "pixels": "plugins.encoders.pixels:Pixels",
     }
 
 

@@ -29,6 +29,7 @@ _METHODS = {
     "swav": "plugins.methods.swav:SwAV",
     "dino": "plugins.methods.dino:DINO",
     "supervised": "plugins.methods.supervised:Supervised",
+    "random_init": "plugins.methods.random_init:RandomInit",
 }
 _MODULE_OF = {attribute: module for module, _, attribute in (target.partition(":") for target in _METHODS.values())}
 
@@ -46,6 +47,7 @@ __all__ = [
     "MoCoV2",
     "MoCoV3",
     "NNCLR",
+    "RandomInit",
     "Rotation",
     "SimCLR",
     "SimSiam",

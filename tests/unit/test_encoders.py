@@ -224,11 +224,12 @@ def test_encoders_take_other_numbers_of_channels(encoder):
 
 def test_a_narrower_net_is_asked_for_by_a_factor_and_refused_where_the_encoder_has_none():
     registry, spec = load_registry(), {"name": "resnet8", "options": {"width": 16}}
-    half = build_encoder(registry, spec, seed=0, width_mult=0.5, in_channels=2)
+    half = build_encoder(registry, spec, seed=0, image_size=32, width_mult=0.5, in_channels=2)
     assert half.out_dim == 32
     assert half.conv1.weight.shape[:2] == (8, 2)
+    other = {"name": "timm", "options": {"model": "test_resnet"}}
     with pytest.raises(ConfigError, match="'timm' takes no width_mult"):
-        build_encoder(registry, {"name": "timm", "options": {"model": "test_resnet"}}, seed=0, width_mult=0.5)
+        build_encoder(registry, other, seed=0, image_size=32, width_mult=0.5)
 
 
 @torch.no_grad()

@@ -103,3 +103,5 @@ def test_a_stacked_autoencoder_costs_what_its_stages_cost_in_turn():
     assert seen == pytest.approx(said, rel=1e-6)
 
 
+def test_the_yardstick_without_training_costs_nothing_to_train():
+    assert not built("random_init").trains
