@@ -5,6 +5,7 @@ Knows the sections, not the parts: which method, encoder or loss exists is the r
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -265,6 +266,40 @@ class EvaluationConfig(Section):
     """Images per forward pass when features are computed."""
 
 
+def _figure(value: str) -> str:
+    if not re.fullmatch(r"linear|knn|finetune \S+|metrics\.\w+", value):
+        raise ValueError(
+            "must be linear, knn, `finetune SHARE` with a share of evaluation.finetune.fractions, or metrics.NAME with "
+            "a figure that both methods log"
+        )
+    return value
+
+
+class ClaimConfig(Section):
+    """One sentence that the results either bear out or do not; only the report reads it."""
+
+    claim: Annotated[str, Field(min_length=1)]
+    """The sentence, for example "SimCLR loses points without colour jitter"."""
+    better: Name
+    """The experiment that should have the higher figure."""
+    worse: Name
+    """The experiment it is held against. Where both have several seeds, all of them count."""
+    figure: Annotated[str, AfterValidator(_figure)] = "linear"
+    """linear, knn, `finetune 0.01`, or metrics.NAME for a figure logged in training (mean over its last tenth)."""
+    source: str = ""
+    """Where the sentence comes from."""
+
+    @property
+    def kind(self) -> str:
+        """The figure without its argument: linear, knn, finetune or metrics."""
+        return re.split(r"[ .]", self.figure, maxsplit=1)[0]
+
+    @property
+    def argument(self) -> str:
+        """The share or the name behind it, "" where there is none."""
+        return re.split(r"[ .]", f"{self.figure} ", maxsplit=1)[1].strip()
+
+
 class RunConfig(Section):
     """How `contrast run` drives the stages."""
 
@@ -297,6 +332,8 @@ class ParamsConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     run: RunConfig = RunConfig()
     plugins: PluginsConfig = PluginsConfig()
+    claims: list[ClaimConfig] = []
+    """What the report checks the results for."""
 
     @model_validator(mode="after")
     def _unique(self) -> ParamsConfig:

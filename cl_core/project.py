@@ -66,6 +66,7 @@ def load_project(root: Path) -> Project:
         source = checker.part("source", params.data.source, ("data", "source"))
         recipe, location = params.evaluation.finetune.recipe, ("evaluation", "finetune", "recipe")
         finetune_chain = _recipe_chains(checker, recipe, location).get("augment", [])
+        _check_claims(checker, params)
     loaded = [_experiment(root, name, registry, params.seed if params else 0, problems) for name in names]
     experiments = [experiment for experiment in loaded if experiment is not None]
     if params is not None:
@@ -231,6 +232,36 @@ def _check_fit(checker: PartChecker, method: Entry, config: ExperimentConfig, ch
     elif wanted and given != {"augment"} and not wanted & required <= given <= wanted:
         takes, got = ", ".join(sorted(wanted)), ", ".join(chains) or "none"
         checker.note(["views"], f"{method.name} takes the chains {takes}, got {got}; name a recipe that gives them")
+
+
+def _check_claims(checker: PartChecker, params: ParamsConfig) -> None:
+    """Whether claims are about two experiments that take part and about figures that they will have."""
+    for index, claim in enumerate(params.claims):
+        for side, name in (("better", claim.better), ("worse", claim.worse)):
+            if name not in params.experiments:
+                hint = did_you_mean(name, params.experiments)
+                checker.note(
+                    ["claims", index, side], f"no experiment is called {name!r}{hint}; name one of experiments"
+                )
+        if claim.better == claim.worse:
+            checker.note(["claims", index, "worse"], f"{claim.worse} cannot be worse than itself; name another")
+        fractions = params.evaluation.finetune.fractions
+        if claim.kind == "finetune" and claim.argument not in {f"{fraction:g}" for fraction in fractions}:
+            listed = ", ".join(f"finetune {fraction:g}" for fraction in fractions)
+            checker.note(["claims", index, "figure"], f"{claim.figure!r} is not measured here; choose from: {listed}")
+
+
+def _check_training(checker: PartChecker, method: Entry, config: ExperimentConfig) -> None:
+    """Whether the method has a use for the labels and for the sections about training."""
+    if config.labels is not None and not getattr(method.factory, "uses_labels", False):
+        checker.note(
+            ["labels"],
+            f"labels {config.labels:g} limits which labels pretraining sees, and {method.name} sees none; delete this "
+            f"line, or name a method that learns from labels",
+        )
+    if not getattr(method.factory, "trains", True):
+        for section in [name for name in ("optimizer", "schedule", "train") if name in config.model_fields_set]:
+            checker.note([section], f"{method.name} trains nothing; delete this section")
 
 
 def _check_score(checker: PartChecker, loss: Entry | None, config: ExperimentConfig) -> None:

@@ -87,6 +87,7 @@ def _report(project: Project) -> dict[str, Any]:
             "title": project.params.title,
             "experiments": {e.name: e.config.description for e in project.experiments},
             "distil": project.params.distil,
+            "claims": [claim.model_dump(mode="json") for claim in project.params.claims],
         },
         "parts": [],
     }

@@ -323,12 +323,17 @@ def distil(stage: Stage) -> None:
 
 def report(project: Path) -> None:
     """All runs -> one page."""
+    from cl_core.config import ClaimConfig
     from cl_core.report.page import write_report
 
     config = _read_resolved(project, RESOLVED / "report.json", "report")["config"]
     artifacts = project / "artifacts"
     page = write_report(
-        artifacts, artifacts / "report" / "index.html", experiments=list(config["experiments"]), title=config["title"]
+        artifacts,
+        artifacts / "report" / "index.html",
+        experiments=list(config["experiments"]),
+        title=config["title"],
+        claims=[_section(ClaimConfig, claim) for claim in config["claims"]],
     )
     _say(f"wrote {page.relative_to(project)}")
 

@@ -42,14 +42,18 @@ def _remark(name: str, text: str, console: Console) -> None:
 
 def _grid(table: Table) -> Grid:
     grid = Grid(title="top-1 accuracy, %", title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    grid.add_column("", min_width=12)
+    grid.add_column("", min_width=12, overflow="fold")
     for heading in ("linear", "stage", "kNN", *(share_name(fraction) for fraction, _ in table.fractions)):
         grid.add_column(heading, justify="left" if heading == "stage" else "right", no_wrap=True)
     for row in table.rows:
         grid.add_row(*(escape(cell) for cell in _cells(row)))
+    labels = [row.label for row in table.yardsticks]
     for row in table.yardsticks:
-        grid.add_row(*(escape(cell) for cell in _cells(row)), style="dim")
+        if labels.count(row.label) == 1:  # lines that differ by input only would look alike here
+            grid.add_row(*(escape(cell) for cell in _cells(row)), style="dim")
     grid.caption = ", ".join(table.protocols)
+    if len(set(labels)) < len(labels):
+        grid.caption += "\nyardsticks that differ between experiments stand below and in the report"
     if table.fractions:
         shares = ", ".join(share_name(fraction) for fraction, _ in table.fractions)
         grid.caption += f"\n{shares}: fine-tuned with that share of the labels"

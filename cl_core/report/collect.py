@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, PositiveInt, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveInt, TypeAdapter, ValidationError
 
 from cl_core.data.files import read_json, sha256_file
 from cl_core.errors import DataError
@@ -30,6 +30,8 @@ STAGE_FILES = {
 }
 #: the same for the stages that only some experiments have.
 OPTIONAL_FILES = {"distil": "distil/metrics.json"}
+
+RANDOM_INIT = "random_init"  #: the yardstick of every linear result: the same encoder and input before training
 
 Curves = dict[str, list[float | None]]
 
@@ -200,6 +202,20 @@ class ViewStatistics(Record):
     views: list[ViewFigures]
 
 
+class MethodFacts(Record):
+    """What encoder.json says of the method: when it was published, what it belongs to, what it cost.
+
+    yardstick: uses labels or trains nothing, so that others are held against it. units: encoder passes (forward and
+    backward on one image), per training image and over the run.
+    """
+
+    year: int | None = None
+    family: str = ""
+    yardstick: bool = False
+    units_per_image: NonNegativeFloat | None = None
+    units: NonNegativeFloat | None = None
+
+
 class PanelFile(Record):
     """One entry of pretrain/panels/panels.json."""
 
@@ -253,6 +269,12 @@ class Experiment:
         """Seed of pretraining."""
         seed = self.config.get("seed")
         return seed if isinstance(seed, int) else None
+
+    @property
+    def facts(self) -> MethodFacts:
+        """Of the method; all empty where nothing was pretrained. Raises DataError for a damaged card."""
+        remake = f"dvc repro pretrain@{self.name}"
+        return _record(MethodFacts, self.card, self.folder / "pretrain" / "encoder.json", remake)
 
     @property
     def command(self) -> str:

@@ -13,7 +13,8 @@ import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from importlib import resources
+from typing import Any, Literal
 
 from matplotlib import style
 from matplotlib.axes import Axes
@@ -129,27 +130,27 @@ def line_panel(
 ) -> str:
     """One panel of curves. name: unique on the page. alt: what a reader who cannot see the figure is told."""
     with style.context(["default", STYLE]):
-        figure, axes = _panel(*(SMALL if small else (WIDTH, HEIGHT)))
+        figure, axes = new_panel(*(SMALL if small else (WIDTH, HEIGHT)))
         for line in lines:
             _draw(axes, line)
         for level in levels:
             _draw_level(axes, level)
-        _dress(axes, "x", x)
-        _dress(axes, "y", y)
-        return _svg(figure, name, alt)
+        dress(axes, "x", x)
+        dress(axes, "y", y)
+        return finished(figure, name, alt)
 
 
 def overview(name: str, alt: str, bars: Sequence[Bar], label: str) -> str:
     """Mean and interval of every group on one axis of percent, with hollow markers for the yardsticks."""
     with style.context(["default", STYLE, {"axes.grid.axis": "x"}]):
-        figure, axes = _panel(WIDTH, 62 + 44 * len(bars))
+        figure, axes = new_panel(WIDTH, 62 + 44 * len(bars))
         for row, bar in enumerate(bars):
             _draw_bar(axes, -row, bar)
         axes.set_ylim(0.5 - len(bars), 0.75)
         axes.set_yticks([])
         axes.margins(x=0.06)
-        _dress(axes, "x", Axis(label, percent=True))
-        return _svg(figure, name, alt)
+        dress(axes, "x", Axis(label, percent=True))
+        return finished(figure, name, alt)
 
 
 def swatch(series: int) -> str:
@@ -178,8 +179,25 @@ def thinned(x: Sequence[float], y: Sequence[float | None]) -> tuple[list[float],
     )
 
 
-def _panel(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width / 72, height / 72), layout="constrained")
+def standalone(svg: str) -> str:
+    """A figure of the page as a file of its own, with the page's colours for light and for dark surroundings."""
+    css = resources.files("cl_core.report").joinpath("style.css").read_text(encoding="utf-8")
+    rules = re.findall(
+        r"^:root \{.*?\n\}|^@media \(prefers-color-scheme: dark\) \{.*?\n\}", css, re.DOTALL | re.MULTILINE
+    )
+    rules.append("text { font-family: var(--sans); }")
+    rules.append("svg .halo text { paint-order: stroke; stroke: var(--page); stroke-width: 4px; }")
+    rules.append("svg { background: var(--page); }")
+    head, _, body = svg.partition(">")
+    namespace = 'xmlns="http://www.w3.org/2000/svg"'
+    return f"{head} {namespace}><style>\n{chr(10).join(rules)}\n</style>{body}\n"
+
+
+def new_panel(
+    width: float, height: float, layout: Literal["constrained"] | None = "constrained"
+) -> tuple[Figure, Axes]:
+    """An empty panel; width and height in CSS pixels."""
+    figure = Figure(figsize=(width / 72, height / 72), layout=layout)
     return figure, figure.subplots()
 
 
@@ -224,7 +242,8 @@ def _draw_bar(axes: Axes, row: float, bar: Bar) -> None:
     axes.annotate(bar.label, (0, row), gid="halo", **place)
 
 
-def _dress(axes: Axes, which: str, axis: Axis) -> None:
+def dress(axes: Axes, which: str, axis: Axis) -> None:
+    """Give one axis ("x" or "y") its label, limits and ticks."""
     axes.set(**{f"{which}label": axis.label})
     target = axes.xaxis if which == "x" else axes.yaxis
     if axis.log:
@@ -242,7 +261,8 @@ def _dress(axes: Axes, which: str, axis: Axis) -> None:
         target.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
 
 
-def _svg(figure: Figure, name: str, alt: str) -> str:
+def finished(figure: Figure, name: str, alt: str) -> str:
+    """The panel as an element of a page. name: unique on the page. alt: its description."""
     buffer = io.StringIO()
     with style.context({"svg.hashsalt": name}), warnings.catch_warnings():
         # The browser draws the text, so a glyph that matplotlib's own font lacks does not matter.

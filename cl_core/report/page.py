@@ -15,15 +15,18 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from cl_core.config import ClaimConfig
 from cl_core.data.files import write_bytes
 from cl_core.data.store import Store
+from cl_core.report.claims import judge
 from cl_core.report.collect import Experiment, ViewStatistics, collect, read_panels, read_resolved, read_statistics
 from cl_core.report.distillation import distillations
 from cl_core.report.figures import swatch
-from cl_core.report.groups import Group, group_seeds, percent, share_name
+from cl_core.report.groups import NONE, Group, group_seeds, percent, points, share_name
+from cl_core.report.leaderboard import leaderboards
 from cl_core.report.plots import (
     Plot,
     curve_plots,
@@ -34,6 +37,7 @@ from cl_core.report.plots import (
 )
 from cl_core.report.results import Table, remarks, tables, verdict
 from cl_core.report.retrieval import Retrieval, retrieve
+from cl_core.report.timeline import timeline
 
 DUPLICATES_SHOWN = 8
 
@@ -61,11 +65,18 @@ class Preview:
 
 
 def write_report(
-    artifacts: Path, out: Path, *, experiments: Sequence[str], title: str = "contrast", timing: bool = True
+    artifacts: Path,
+    out: Path,
+    *,
+    experiments: Sequence[str],
+    title: str = "contrast",
+    claims: Sequence[ClaimConfig] = (),
+    timing: bool = True,
 ) -> Path:
     """Write the page to `out` and return its path.
 
-    artifacts: the folder with dataset/, resolved/ and runs/. experiments: names, in the order of the page.
+    artifacts: the folder with dataset/, resolved/ and runs/. experiments: names, in the order of the page. claims: what
+    to hold the results against.
     timing: state training times, which differ between two runs of the same input; without them the page has the same
     bytes for the same inputs.
     Raises DataError for a missing dataset and for a damaged file, naming what makes it again.
@@ -74,7 +85,7 @@ def write_report(
     collected = collect(artifacts, experiments, timing=timing)
     groups = group_seeds(collected)
     shown = tables(groups)
-    page = _environment().from_string(_resource("template.html"))
+    page = _environment().get_template("template.html")
     dataset = _dataset(store, next((e.config["subset"] for e in collected if e.config.get("subset")), None))
     html = page.render(
         title=title,
@@ -85,6 +96,8 @@ def write_report(
         headline=_headline(dataset, len(collected), groups, shown),
         caveats=[(experiment.name, line) for experiment in collected for line in _caveats(experiment, dataset)],
         tables=[(table, overview_plot(table, f"overview-{k}")) for k, table in enumerate(shown)],
+        boards=[(board, timeline(board, f"timeline-{k}")) for k, board in enumerate(leaderboards(shown))],
+        outcomes=judge(claims, groups),
         profiles=profiles(groups),
         curves=curve_plots(groups),
         previews={group.index: _preview(group.first) for group in groups},
@@ -101,12 +114,20 @@ def write_report(
 
 
 def _environment() -> Environment:
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=FunctionLoader(_resource),
+    )
     environment.filters |= {
         "percent": percent,
+        "points": points,
         "share": share_name,
         "size": _size,
         "duration": _duration,
+        "thousands": lambda number: f"{number:,.0f}",
         "data_uri": data_uri,
         "pretty": lambda value: json.dumps(value, indent=2, default=str, ensure_ascii=False),
         "swatch": swatch,
@@ -114,8 +135,10 @@ def _environment() -> Environment:
         "remarks": remarks,
         "code": _with_code,
         "significant": lambda figures: [(name, f"{value:.3g}") for name, value in figures.items()],
+        "breakable": lambda text: Markup("_<wbr>").join(text.split("_")),
         "figures": lambda values: ", ".join(f"{value:.2f}" for value in values),
     }
+    environment.globals |= {"none_mark": NONE}
     return environment
 
 
@@ -183,7 +206,8 @@ def _headline(dataset: Dataset, total: int, groups: Sequence[Group], shown: Sequ
     judged = " and judged by linear probe, nearest neighbours and fine-tuning on few labels" if shown else ""
     source = dataset.source.get("name", "unnamed images")
     lines = [f"{count} {noun} on {source} ({facts['images']} images{classes}): encoders pretrained{judged}"]
-    ranked = sorted(((g.linear.mean, -g.index, g) for g in groups if g.linear), reverse=True)
+    rivals = [group for group in groups if not group.first.facts.yardstick]
+    ranked = sorted(((g.linear.mean, -g.index, g) for g in rivals if g.linear), reverse=True)
     if len(shown) == 1 and len(ranked) > 1:
         mean, _, best = ranked[0]
         lines.append(f"Highest in the linear probe: {best.label} with {percent(mean)} %. It {verdict(best).text}")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cl_core.report.collect import Experiment, collect
+from cl_core.report.collect import RANDOM_INIT, Experiment, collect
 from cl_core.report.distillation import distillations
 from cl_core.report.groups import NONE, Group, Measured, Protocols, group_seeds, percent, points, share_name
 
@@ -173,7 +173,7 @@ def _yardsticks(groups: list[Group], fractions: list[float]) -> list[Row]:
 
 def _random_init(group: Group, fractions: list[float]) -> list[Row]:
     probes = tuple(group.finetune_yardstick("random_init_probe", fraction) for fraction in fractions)
-    linear, knn = group.baseline("random_init"), group.baseline("random_init", "knn_top1")
+    linear, knn = group.baseline(RANDOM_INIT), group.baseline(RANDOM_INIT, "knn_top1")
     return [Row("random init", group.encoder, None, linear, knn, probes)] if any([linear, knn, *probes]) else []
 
 
@@ -184,7 +184,7 @@ def _supervised(group: Group, fractions: list[float]) -> list[Row]:
 
 def _other_baselines(group: Group, fractions: list[float]) -> list[Row]:
     results = [e.linear.result for e in group.experiments if e.linear.result]
-    names = dict.fromkeys(name for result in results for name in result.baselines if name != "random_init")
+    names = dict.fromkeys(name for result in results for name in result.baselines if name != RANDOM_INIT)
     empty: tuple[Measured | None, ...] = (None,) * len(fractions)
     return [
         Row(name.replace("_", " "), "", None, group.baseline(name), group.baseline(name, "knn_top1"), empty)
@@ -194,7 +194,7 @@ def _other_baselines(group: Group, fractions: list[float]) -> list[Row]:
 
 def verdict(group: Group) -> Verdict:
     """Whether the group beats random init, clear only where every run's 95 % interval lies on one side of it."""
-    yardstick, linear = group.baseline("random_init"), group.linear
+    yardstick, linear = group.baseline(RANDOM_INIT), group.linear
     if linear is None or yardstick is None:
         return Verdict("unknown", "not evaluated against random init")
     state = _state(group)
@@ -208,14 +208,14 @@ def verdict(group: Group) -> Verdict:
 def _state(group: Group) -> str:
     """Clear only where the 95 % interval of every run lies on the same side of its random init."""
     results = [e.linear.result for e in group.experiments if e.linear.result]
-    pairs = [(r.test.top1_ci95, r.baselines["random_init"].top1) for r in results if "random_init" in r.baselines]
+    pairs = [(r.test.top1_ci95, r.baselines[RANDOM_INIT].top1) for r in results if RANDOM_INIT in r.baselines]
     if all(interval[0] > baseline for interval, baseline in pairs):
         return "better"
     return "worse" if all(interval[1] < baseline for interval, baseline in pairs) else "undecided"
 
 
 def _knn_gain(group: Group) -> float | None:
-    knn, yardstick = group.knn, group.baseline("random_init", "knn_top1")
+    knn, yardstick = group.knn, group.baseline(RANDOM_INIT, "knn_top1")
     return None if knn is None or yardstick is None else knn.mean - yardstick.mean
 
 

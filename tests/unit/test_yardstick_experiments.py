@@ -101,3 +101,23 @@ def test_large_images_are_pooled_to_the_grid_of_the_yardstick():
     torch.testing.assert_close(features, torch.nn.functional.avg_pool2d(images, 2).flatten(1))
 
 
+CLAIM = "claims:\n  - {claim: one beats the other, better: tiny, worse: b, figure: FIGURE}\n"
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (("worse: b", "worse: c"), r"params.yaml:\d+: claims.0.worse: no experiment is called 'c'"),
+        (("worse: b", "worse: tiny"), r"claims.0.worse: tiny cannot be worse than itself"),
+        (("FIGURE", "linaer"), r"claims.0.figure: must be linear, knn, `finetune SHARE` .* got 'linaer'"),
+        (("FIGURE", "finetune 0.5"), r"'finetune 0.5' is not measured here; choose from: finetune 0.1, finetune 1"),
+        (("better:", "btter:"), r"claims.0.btter: unknown key - did you mean 'better'"),
+    ],
+)
+def test_a_claim_about_nothing_is_an_error_that_says_where(project, edit, said):
+    folder = project({"experiments/b.yaml": "extends: tiny\nseed: 1\n"})
+    params = folder / "params.yaml"
+    claim = CLAIM.replace(*edit).replace("FIGURE", "linear")
+    params.write_text(params.read_text().replace("[tiny]", "[tiny, b]") + claim)
+    with pytest.raises(ConfigError, match=said):
+        load_project(folder)
