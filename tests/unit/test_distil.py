@@ -122,7 +122,9 @@ def test_a_teacher_that_updates_its_batch_norm_is_an_error(store):
             self.model.representation.encoder.norm.train()
             return super().forward(images)
 
-    with pytest.raises(DataError, match=r"the frozen Restless changed while the student learned from it: .*norm\.running_mean"):
+    with pytest.raises(
+        DataError, match=r"the frozen Restless changed while the student learned from it: .*norm\.running_mean"
+    ):
         run(store, teacher=lambda: Restless(build(0), 3))
 
 

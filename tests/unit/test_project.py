@@ -78,7 +78,9 @@ def test_one_chain_called_augment_serves_every_view(project):
 
 
 def test_extends_takes_everything_from_the_base_but_what_the_file_says(project):
-    folder = project({"params.yaml": "experiments: [seeded]\ndiagnose: []\ndistil: []\ndata: {source: {name: digits}}\n"})
+    folder = project(
+        {"params.yaml": "experiments: [seeded]\ndiagnose: []\ndistil: []\ndata: {source: {name: digits}}\n"}
+    )
     (folder / "experiments" / "seeded.yaml").write_text("extends: tiny\nseed: 7\nloss: {name: nt_xent}\n")
     seeded = load_project(folder).experiments[0]
     assert seeded.seed == 7
