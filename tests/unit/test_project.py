@@ -31,7 +31,8 @@ def test_a_correct_project_gives_its_experiments_with_defaults_filled_in(project
 def test_mistakes_in_several_files_are_reported_together(project):
     folder = project(
         {
-            "params.yaml": "experiments: [tiny, other, missing]\nsize: 3\ndiagnose: []\ndistil: []\ndata: {source: {name: digts}}\n",
+            "params.yaml": "experiments: [tiny, other, missing]\nsize: 3\ndiagnose: []\ndistil: []\n"
+            "data: {source: {name: digts}}\n",
             "experiments/other.yaml": "method: {name: simclrr}\nencoder: {name: resnet8, widht: 3}\n",
         }
     )
