@@ -189,7 +189,7 @@ def test_only_a_distilled_experiment_has_that_stage_and_it_follows_fine_tuning(r
     change(ran, "b/finetune.json", "another fraction")
     assert repro(ran) == {"resolve", "finetune@b", "distil@b", "report"}
     set_experiments(ran, ["a", "b"])
-    assert "distil@b" not in repro(ran)
+    assert [stage.name for stage in look(ran).stages if "distil" in stage.name] == []
 
 
 def test_times_are_nobody_s_input(ran):
