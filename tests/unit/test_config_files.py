@@ -24,7 +24,7 @@ def test_all_problems_of_a_file_are_reported_together_with_line_path_value_and_r
     )
     assert sorted(problems) == [
         "file.yaml:2: sed: unknown key - did you mean 'seed'?; known keys: title, experiments, diagnose, distil, seed, "
-        "data, evaluation, run, plugins",
+        "data, evaluation, run, plugins, claims",
         "file.yaml:5: data.size: should be a valid integer, got '32'",
         "file.yaml:6: data.splits.validation: must be a share of the images in [0, 1) or a whole number of images, "
         "got 1.5",

@@ -101,7 +101,9 @@ def test_a_representation_that_updates_batch_norm_is_caught(store):
             self.norm.train()
             return super().forward(images)
 
-    with pytest.raises(DataError, match=r"the frozen representation changed while it was used: .*norm\.running_mean"):
+    with pytest.raises(
+        DataError, match=r"the frozen Thawed changed while features were computed: .*norm\.running_mean"
+    ):
         extract(Thawed(), store.split("test"))
 
 
