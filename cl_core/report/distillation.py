@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from cl_core.report.collect import DistilResult, Experiment, Spec
+from cl_core.report.collect import Experiment
 from cl_core.report.groups import NONE, Group, Measured, percent, share_name
+from cl_core.report.records import DistilResult, Spec
 
 
 @dataclass(frozen=True)

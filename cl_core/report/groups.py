@@ -14,7 +14,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from cl_core.report.collect import Experiment, Knn
+from cl_core.report.collect import Experiment
+from cl_core.report.records import Knn
 
 NONE = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"

@@ -9,8 +9,9 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cl_core.report.collect import RANDOM_INIT, Experiment, MethodFacts
+from cl_core.report.collect import Experiment
 from cl_core.report.groups import Group, Measured
+from cl_core.report.records import RANDOM_INIT, MethodFacts
 from cl_core.report.results import Table
 
 

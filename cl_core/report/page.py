@@ -22,7 +22,7 @@ from cl_core.config import ClaimConfig
 from cl_core.data.files import write_bytes
 from cl_core.data.store import Store
 from cl_core.report.claims import judge
-from cl_core.report.collect import Experiment, ViewStatistics, collect, read_panels, read_resolved, read_statistics
+from cl_core.report.collect import Experiment, collect, read_panels, read_resolved, read_statistics
 from cl_core.report.distillation import distillations
 from cl_core.report.figures import swatch
 from cl_core.report.groups import NONE, Group, group_seeds, percent, points, share_name
@@ -35,6 +35,7 @@ from cl_core.report.plots import (
     overview_plot,
     profiles,
 )
+from cl_core.report.records import ViewStatistics
 from cl_core.report.results import Table, remarks, tables, verdict
 from cl_core.report.retrieval import Retrieval, retrieve
 from cl_core.report.timeline import timeline

@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cl_core.report.collect import RANDOM_INIT, Experiment, collect
+from cl_core.report.collect import Experiment, collect
 from cl_core.report.distillation import distillations
 from cl_core.report.groups import NONE, Group, Measured, Protocols, group_seeds, percent, points, share_name
+from cl_core.report.records import RANDOM_INIT
 
 
 @dataclass(frozen=True)

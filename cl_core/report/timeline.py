@@ -16,11 +16,11 @@ from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from cl_core.report.collect import RANDOM_INIT
 from cl_core.report.figures import MARKERS, MUTED, SERIES, STYLE, SURFACE, SWATCHES, Axis, dress, finished, new_panel
 from cl_core.report.groups import percent
 from cl_core.report.leaderboard import Entry, Leaderboard
 from cl_core.report.plots import Plot, padded, short
+from cl_core.report.records import RANDOM_INIT
 
 HEIGHT = 420
 LETTER = 5.6  # CSS pixels of an average letter at 10 px in the fonts that pages use

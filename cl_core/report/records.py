@@ -1,0 +1,202 @@
+"""What stages write as JSON, as the report reads it: one frozen record per file or part of a file.
+
+Keys that the report does not use are ignored; a value out of range makes the file damaged.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveInt
+
+from cl_core.types import UnitInterval
+
+RANDOM_INIT = "random_init"  #: the yardstick of every linear result: the same encoder and input before training
+
+
+class Record(BaseModel):
+    """Base of the records that stages write: values never change, keys that the report does not use are ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+
+class Accuracy(Record):
+    """Accuracy on the test split as a share in [0, 1], with the 95 % bootstrap interval of top-1."""
+
+    top1: UnitInterval
+    top1_ci95: tuple[UnitInterval, UnitInterval]
+    top5: UnitInterval | None = None
+    n: PositiveInt
+
+
+class StageProbe(Record):
+    """Linear probe of one encoder stage; dim is the number of values per image."""
+
+    dim: PositiveInt
+    validation_top1: UnitInterval
+    test_top1: UnitInterval
+
+
+class Knn(Record):
+    """Weighted nearest neighbours on one stage."""
+
+    protocol: str
+    stage: str
+    k: PositiveInt
+    temperature: float
+    top1: UnitInterval
+
+
+class Baseline(Record):
+    """A yardstick under the same protocol; `stages` for one that has stages."""
+
+    top1: UnitInterval
+    knn_top1: UnitInterval | None = None
+    stages: dict[str, StageProbe] = {}
+
+
+class LinearResult(Record):
+    """linear_eval/metrics.json.
+
+    knn is of the last stage, knn_best_stage of the best one where that is another. classes_without_training_images
+    counts the test images that can only be errors.
+    """
+
+    protocol: str
+    best_stage: str
+    test: Accuracy
+    stages: dict[str, StageProbe]
+    knn: Knn
+    knn_best_stage: Knn | None = None
+    classes_without_training_images: dict[str, int] = {}
+    baselines: dict[str, Baseline] = {}
+
+
+class FractionResult(Record):
+    """Fine-tuning with one share of the labels, and its two yardsticks.
+
+    same_subset_as: the smaller share that selects the same labels, where the dataset is that small.
+    """
+
+    n_labels: PositiveInt
+    top1: UnitInterval
+    top1_ci95: tuple[UnitInterval, UnitInterval]
+    supervised_same_labels: UnitInterval | None = None
+    random_init_probe: UnitInterval | None = None
+    same_subset_as: float | None = None
+
+
+class FinetuneResult(Record):
+    """finetune/metrics.json; `fractions` maps the share of labels to its result."""
+
+    protocol: str
+    fractions: dict[float, FractionResult]
+
+
+class Finding(Record):
+    """One answer in diagnose/findings.json; "skipped" where a question needs what the images lack."""
+
+    name: str
+    question: str
+    state: Literal["fine", "warning", "skipped"]
+    text: str
+    figures: dict[str, float] = {}
+    against: dict[str, float] = {}
+
+
+class Findings(Record):
+    """diagnose/findings.json. method_sha256: of the method.safetensors that was looked at."""
+
+    method_sha256: str
+    images: dict[str, PositiveInt]
+    findings: list[Finding]
+
+
+class Top1(Record):
+    """Top-1 accuracy on the test split with its 95 % bootstrap interval."""
+
+    top1: UnitInterval
+    top1_ci95: tuple[UnitInterval, UnitInterval]
+
+
+class DistilResult(Record):
+    """distil/metrics.json: a student taught on `n_images`, its teacher, and supervised training on its labels."""
+
+    protocol: str
+    fraction: float
+    n_labels: PositiveInt
+    n_images: PositiveInt
+    student: Top1
+    teacher: Top1
+    supervised_same_labels: Top1
+
+
+class Part(Record):
+    """Who provides a part: the distribution, its version, and the digest of the part's source."""
+
+    kind: str
+    name: str
+    provider: str = ""
+    version: str = ""
+    source: str = ""
+
+
+class Spec(Record):
+    """A part as it was configured, defaults filled in."""
+
+    name: str
+    options: dict[str, Any] = {}
+
+    @property
+    def title(self) -> str:
+        """Name with its options: "resnet8 (width=16)"."""
+        options = ", ".join(f"{key}={value}" for key, value in self.options.items())
+        return f"{self.name} ({options})" if options else self.name
+
+
+class Resolved(Record):
+    """artifacts/resolved/<experiment>/<stage>.json, the complete input of a stage."""
+
+    config: dict[str, Any] = {}
+    parts: list[Part] = []
+    engine: dict[str, Any] = {}
+
+
+class ViewFigures(Record):
+    """One view over a sample: mean and deviation per channel, range of values, share of near-constant views."""
+
+    mean: list[float]
+    std: list[float]
+    range: tuple[float, float]
+    near_constant: UnitInterval
+
+
+class ViewStatistics(Record):
+    """views/statistics.json: the raw images and every view of `images` of them."""
+
+    images: int
+    near_constant_below_std: float
+    raw: ViewFigures
+    views: list[ViewFigures]
+
+
+class MethodFacts(Record):
+    """What encoder.json says of the method: when it was published, what it belongs to, what it cost.
+
+    yardstick: uses labels or trains nothing, so that others are held against it. units: encoder passes (forward and
+    backward on one image), per training image and over the run.
+    """
+
+    year: int | None = None
+    family: str = ""
+    yardstick: bool = False
+    units_per_image: NonNegativeFloat | None = None
+    units: NonNegativeFloat | None = None
+
+
+class PanelFile(Record):
+    """One entry of pretrain/panels/panels.json."""
+
+    title: str
+    caption: str = ""
+    file: str
