@@ -161,7 +161,7 @@ class SplitBrain(Method):
         views = self.make_views(part.images, part.rng)
         ab, bins = views.extras["lab"][:, 1:], self.color_target.bins
         logits = self.color_head(last_map(self.encoder.lightness, views.images[0]), ab.shape[-2:]).float()
-        return bins.decode(logits, TEMPERATURE), ab, logits.argmax(dim=1), bins.encode(ab).argmax(dim=1)
+        return self.color_target.decode(logits), ab, logits.argmax(dim=1), bins.encode(ab).argmax(dim=1)
 
 
 class SplitEncoder(Encoder):
