@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test lint clean
+.PHONY: run test bench bench-smoke lint clean
 
 run: .venv/installed
 	$(BIN)/contrast run
@@ -12,6 +12,12 @@ test: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest
+
+bench: .venv/installed
+	$(BIN)/python benchmarks/run_all.py
+
+bench-smoke: .venv/installed
+	$(BIN)/python benchmarks/run_all.py --smoke
 
 lint: .venv/installed
 	$(BIN)/ruff check --fix .
