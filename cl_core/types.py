@@ -58,7 +58,11 @@ class Source(Protocol):
 
 
 class Augmentation(Protocol):
-    """One operation of a chain: a whole batch in, a new batch out."""
+    """One operation of a chain: a whole batch in, a new batch out.
+
+    It may also have a method `overwrite` with the same arguments and result, which is free to write into the images; a
+    chain calls that one from the second operation on, where the images are its own.
+    """
 
     def __call__(self, images: Tensor, rng: SampleRng) -> Tensor:
         """images: (N, C, H, W) float in [0, 1], left untouched. Randomness only from `rng`, one draw per sample."""

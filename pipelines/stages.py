@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from pydantic import BaseModel
 
+from cl_core.allocator import keep_freed_memory
 from cl_core.assembly import build_chain, build_chains, build_method, build_view_maker
 from cl_core.data.files import read_json, sha256_bytes, sha256_file, write_json
 from cl_core.data.store import Split, Store
@@ -47,6 +48,7 @@ class Stage:
     """What a stage of an experiment works with: its resolved input, the parts, the images, its folder."""
 
     def __init__(self, project: Path, stage: str, experiment: str, stop: Stop) -> None:
+        keep_freed_memory()
         self.project, self.name, self.experiment, self.stop = project, stage, experiment, stop
         self.resolved = _read_resolved(project, RESOLVED / experiment / f"{stage}.json", stage)
         self.config: dict[str, Any] = self.resolved["config"]

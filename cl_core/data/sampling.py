@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -77,14 +78,14 @@ class SampleRng:
 
     def uniform(self, low: float = 0.0, high: float = 1.0, shape: Sequence[int] = ()) -> Tensor:
         """(N, *shape) float32 in [low, high), on a grid of 2^-24 of the width."""
-        unit = (self._bits(shape) >> 40 & 0xFFFFFF).to(torch.float32) * 2.0**-24
+        unit = self._unit(shape, 24, torch.float32)
         # Two separate operations: a fused multiply-add would round differently on a GPU.
         return unit if (low, high) == (0.0, 1.0) else unit.mul(high - low).add(low)
 
     def normal(self, mean: float = 0.0, std: float = 1.0, shape: Sequence[int] = ()) -> Tensor:
         """(N, *shape) float32, normally distributed (Box-Muller in double precision)."""
-        radius = (1.0 - self._unit53(shape)).log().mul(-2).sqrt()
-        angle = self._unit53(shape).mul(2 * math.pi)
+        radius = (1.0 - self._unit(shape, 53, torch.float64)).log().mul(-2).sqrt()
+        angle = self._unit(shape, 53, torch.float64).mul(2 * math.pi)
         return (radius * angle.cos()).mul(std).add(mean).to(torch.float32)
 
     def bernoulli(self, prob: float) -> Tensor:
@@ -99,16 +100,19 @@ class SampleRng:
         """(N, n) int64: one uniformly drawn order of 0..n-1 per sample."""
         return self._bits((n,)).argsort(dim=1, stable=True)
 
-    def _bits(self, shape: Sequence[int]) -> Tensor:
-        """(N, *shape) int64 of 64 random bits. Value j of draw d hashes counter (d, j) under the sample's key."""
-        count = math.prod(shape)
-        counter = torch.arange(count, device=self.device) + (self._draws << 32)
-        self._draws += 1
-        bits = _finalise(self._keys[:, None] + (counter + 1) * _signed(_GAMMA))
-        return bits.reshape(len(self), *shape)
+    def _unit(self, shape: Sequence[int], bits: int, dtype: torch.dtype) -> Tensor:
+        """(N, *shape) in [0, 1), on a grid of 2^-bits."""
+        return self._bits(shape, bits).to(dtype).mul_(2.0**-bits)
 
-    def _unit53(self, shape: Sequence[int]) -> Tensor:
-        return (self._bits(shape) >> 11 & (1 << 53) - 1).to(torch.float64) * 2.0**-53
+    def _bits(self, shape: Sequence[int], keep: int = 64) -> Tensor:
+        """(N, *shape) int64 of the `keep` highest of 64 random bits.
+
+        Value j of draw d hashes counter (d, j) under the sample's key.
+        """
+        first, count = (self._draws << 32) + 1, math.prod(shape)
+        self._draws += 1
+        words = _words_on_cpu if self.device.type == "cpu" else _words
+        return words(self._keys, first, count, keep).view(len(self), *shape)
 
 
 def _signed(word: int) -> int:
@@ -119,14 +123,43 @@ def _signed(word: int) -> int:
 
 def _shift_right(x: Tensor, by: int) -> Tensor:
     """Logical shift; torch's own shift of int64 is arithmetic."""
-    return (x >> by) & (_MASK >> by)
+    return (x >> by) & (_MASK >> by) if by else x
 
 
 def _finalise(x: Tensor) -> Tensor:
     """SplitMix64's output function, a bijection of 64-bit words."""
+    if x.device.type == "cpu":
+        return torch.from_numpy(_finalise_array(x.numpy().view(np.uint64)).view(np.int64))
     x = (x ^ _shift_right(x, 30)) * _signed(_MIX_1)
     x = (x ^ _shift_right(x, 27)) * _signed(_MIX_2)
     return x ^ _shift_right(x, 31)
+
+
+def _finalise_array(x: np.ndarray) -> np.ndarray:
+    """The same by numpy, which has unsigned words and whose calls cost a third of torch's.
+
+    Batches are small and draws are many, so that calls are what drawing costs on a CPU.
+    """
+    x = x ^ (x >> np.uint64(30))
+    x *= np.uint64(_MIX_1)
+    x ^= x >> np.uint64(27)
+    x *= np.uint64(_MIX_2)
+    x ^= x >> np.uint64(31)
+    return x
+
+
+def _words(keys: Tensor, first: int, count: int, keep: int) -> Tensor:
+    """(N, count) int64: the `keep` highest bits of the hashes of counters `first` and on under the keys (N,)."""
+    counters = torch.arange(first, first + count, device=keys.device)
+    return _shift_right(_finalise(keys[:, None] + counters * _signed(_GAMMA)), 64 - keep)
+
+
+def _words_on_cpu(keys: Tensor, first: int, count: int, keep: int) -> Tensor:
+    """The same by numpy."""
+    steps = np.arange(first, first + count, dtype=np.uint64) * np.uint64(_GAMMA)
+    words = _finalise_array(keys.numpy().view(np.uint64)[:, None] + steps)
+    words >>= np.uint64(64 - keep)
+    return torch.from_numpy(words.view(np.int64))
 
 
 def _finalise_int(x: int) -> int:

@@ -51,9 +51,18 @@ class Chain:
 
     def __call__(self, images: Tensor, rng: SampleRng) -> Tensor:
         """images (N, C, H, W) float in [0, 1], left untouched -> (N, C, h, w) float in [0, 1]."""
+        given = images
         for number, (_, operation) in enumerate(self.operations):
-            images = operation(images, rng.child(number))
+            # An operation may offer `overwrite`, for images that nobody but the chain has seen: it saves a copy.
+            owned = not share_memory(images, given)
+            change = getattr(operation, "overwrite", operation) if owned else operation
+            images = change(images, rng.child(number))
         return images
+
+
+def share_memory(a: Tensor, b: Tensor) -> bool:
+    """Whether writing into one tensor may change the other."""
+    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
 
 
 def views_of(method: Method, images: Tensor, seed: int, epoch: int, rows: Tensor) -> Views:

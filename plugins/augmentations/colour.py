@@ -12,6 +12,7 @@ from torch import Tensor
 from cl_core.data.sampling import SampleRng
 from cl_core.errors import ConfigError
 from cl_core.types import NonNegative, UnitInterval
+from plugins.augmentations import compiled
 from plugins.augmentations.operation import Operation, check_channels, on_rows, on_rows_, per_sample
 
 _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(4)
@@ -24,6 +25,8 @@ class ColorJitter(Operation):
     hue: the shift is uniform in [-s, s] of a full turn, s <= 0.5. prob: share of samples that are changed at all.
     Every step is clipped to [0, 1].
     """
+
+    changes_input = True
 
     def __init__(
         self,
@@ -74,9 +77,16 @@ class ColorJitter(Operation):
                 on_rows_(jittered, hit & (step == _HUE), _shift_hue, hue)
         return jittered
 
+    def compiled(self, images: Tensor, hit: Tensor, order: Tensor, **factors: Tensor) -> Tensor:
+        """As `apply`, in place; the factors come in the order of their steps."""
+        check_channels("color_jitter", images)
+        return compiled.jitter_(images, hit, order, torch.stack(list(factors.values()), dim=1))
+
 
 class Grayscale(Operation):
     """Replace colours by their luma (ITU-R 601) with probability `prob`; the number of channels stays."""
+
+    changes_input = True
 
     def __init__(self, prob: UnitInterval = 0.2) -> None:
         self.prob = prob
@@ -89,6 +99,11 @@ class Grayscale(Operation):
         """Return the images, some of them grey."""
         check_channels("grayscale", images)
         return on_rows(images, hit, lambda rows: _luma(rows).expand_as(rows))
+
+    def compiled(self, images: Tensor, hit: Tensor) -> Tensor:
+        """As `apply`, in place."""
+        check_channels("grayscale", images)
+        return compiled.gray_(images, hit) if images.shape[1] == 3 else images
 
 
 class Solarize(Operation):

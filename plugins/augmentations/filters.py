@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cl_core.data.sampling import SampleRng
 from cl_core.types import UnitInterval
+from plugins.augmentations import compiled
 from plugins.augmentations.operation import Operation, check_increasing, on_rows
 from plugins.augmentations.resampling import blur_matrix, resample
 
@@ -21,6 +22,8 @@ class GaussianBlur(Operation):
     kernel: side of the filter as share of the shorter side, made odd (0.1: 3 pixels at 32, 23 at 224; below 20 pixels
     there is nothing to blur). sigma: interval of the standard deviation in pixels, drawn uniformly. Borders reflect.
     """
+
+    changes_input = True
 
     def __init__(
         self,
@@ -46,12 +49,21 @@ class GaussianBlur(Operation):
         # The tiny offset keeps 0.29 * 100 from becoming 28.
         return int(self.kernel * min(height, width) + 1e-6) // 2
 
+    def compiled(self, images: Tensor, hit: Tensor, sigma: Tensor) -> Tensor:
+        """As `apply`, in place."""
+        radius = self.radius(*images.shape[-2:])
+        return images if radius == 0 else compiled.blur_(images, hit, _gaussian(radius, sigma))
+
     def _blur(self, images: Tensor, sigma: Tensor) -> Tensor:
         height, width = images.shape[-2:]
-        radius = self.radius(height, width)
-        offset = torch.arange(-radius, radius + 1, device=images.device, dtype=images.dtype)
-        weights = torch.softmax(-0.5 * (offset / sigma[:, None].to(images.dtype)) ** 2, dim=1)
+        weights = _gaussian(self.radius(height, width), sigma.to(images.dtype))
         return resample(images, blur_matrix(weights, height), blur_matrix(weights, width)).clamp_(0, 1)
+
+
+def _gaussian(radius: int, sigma: Tensor) -> Tensor:
+    """Weights (N, 2 * radius + 1) that sum to 1, of standard deviations (N,) in pixels."""
+    offset = torch.arange(-radius, radius + 1, device=sigma.device, dtype=sigma.dtype)
+    return torch.softmax(-0.5 * (offset / sigma[:, None]) ** 2, dim=1)
 
 
 class Cutout(Operation):

@@ -17,6 +17,7 @@ from torch import Tensor
 from cl_core.data.sampling import SampleRng
 from cl_core.errors import DataError
 from cl_core.types import UnitInterval
+from plugins.augmentations import compiled
 from plugins.augmentations.operation import Operation, check_increasing, on_rows, per_sample
 from plugins.augmentations.resampling import Interpolation, resample, resize_matrix
 
@@ -70,6 +71,12 @@ class RandomResizedCrop(Operation):
         # Weights that sum to one up to rounding may leave [0, 1] by an ulp; cubic ones overshoot at edges.
         return resample(images, rows.to(images.dtype), columns.to(images.dtype)).clamp_(0, 1)
 
+    def compiled(self, images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor) -> Tensor:
+        """As `apply`."""
+        size = (self.size, self.size) if self.size else (images.shape[-2], images.shape[-1])
+        boxes = torch.stack([top, left, height, width], dim=1)
+        return compiled.crop(images, boxes, size, cubic=self.interpolation == "bicubic")
+
     def _largest_box(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the centre crop taken where no candidate fits."""
         if width / height < self.ratio[0]:
@@ -108,6 +115,8 @@ class RandomCrop(Operation):
 class HorizontalFlip(Operation):
     """Mirror left and right with probability `prob`."""
 
+    changes_input = True
+
     def __init__(self, prob: UnitInterval = 0.5) -> None:
         self.prob = prob
 
@@ -118,6 +127,10 @@ class HorizontalFlip(Operation):
     def apply(self, images: Tensor, hit: Tensor) -> Tensor:
         """Return the images, some of them mirrored."""
         return torch.where(per_sample(hit), images.flip(-1), images)
+
+    def compiled(self, images: Tensor, hit: Tensor) -> Tensor:
+        """As `apply`, in place."""
+        return compiled.flip_(images, hit)
 
 
 class Rotation(Operation):

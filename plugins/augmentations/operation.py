@@ -9,14 +9,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from cl_core.data.sampling import SampleRng
 from cl_core.errors import ConfigError, DataError
+from plugins.augmentations import compiled
 
 
 class Operation(ABC):
     """An augmentation in two steps; images (N, C, H, W) float in [0, 1], any memory layout, N >= 0."""
+
+    changes_input = False  #: whether `compiled` writes into the images it is given
 
     @abstractmethod
     def draw(self, rng: SampleRng, height: int, width: int) -> dict[str, Tensor]:
@@ -26,9 +30,20 @@ class Operation(ABC):
     def apply(self, images: Tensor, **parameters: Tensor) -> Tensor:
         """Return new images made with drawn parameters; what `draw` returns is what this takes."""
 
+    def compiled(self, images: Tensor, **parameters: Tensor) -> Tensor:
+        """As `apply`, for images that `plugins.augmentations.compiled` takes; pixels agree within 1e-5."""
+        return self.apply(images, **parameters)
+
     def __call__(self, images: Tensor, rng: SampleRng) -> Tensor:
         """Return new images in [0, 1]; the input is left untouched."""
-        return self.apply(images, **self.draw(rng, *images.shape[-2:]))
+        if self.changes_input and compiled.takes(images):
+            images = images.clone(memory_format=torch.contiguous_format)
+        return self.overwrite(images, rng)
+
+    def overwrite(self, images: Tensor, rng: SampleRng) -> Tensor:
+        """As calling it, but for images that nobody needs any more: saves a copy of the batch."""
+        parameters = self.draw(rng, *images.shape[-2:])
+        return self.compiled(images, **parameters) if compiled.takes(images) else self.apply(images, **parameters)
 
 
 def per_sample(values: Tensor) -> Tensor:
