@@ -34,7 +34,7 @@ STAGE_LIBRARIES = {
     "report": ("matplotlib", "jinja2"),
 }
 RESOURCES = (".html", ".css")
-TRAINING_LIBRARIES = ("torch", "torchvision", "timm", "lightning-fabric")
+TRAINING_LIBRARIES = ("torch", "torchvision", "timm", "lightning-fabric", "numba")
 
 
 def part_digest(entry: Entry) -> str:
