@@ -1,7 +1,7 @@
 """Keep freed memory with the process instead of handing it back to the system after every step (glibc only).
 
 A training step on a CPU allocates and frees every activation. By default glibc returns blocks of that size to the
-system, which clears each page anew when it is touched again: a third of a step of a small network (docs/performance.md).
+system, which clears each page anew when it is touched again: up to a third of a step (docs/performance.md).
 """
 
 from __future__ import annotations

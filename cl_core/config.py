@@ -168,6 +168,8 @@ class TrainConfig(Section):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto measures once per machine, encoder and shape and keeps the choice."""
     channels_last: Literal["auto", True, False] = "auto"
+    compile: Literal["auto", True, False] = "auto"
+    """torch.compile for the networks. auto tries it where a run takes more than ten minutes, and keeps the choice."""
     log_every: PositiveInt = 10
     """Steps between logged figures."""
     save_every: PositiveInt = 200

@@ -1,4 +1,4 @@
-"""Whether bf16 and channels-last pay here: measured once per machine, network and batch, then remembered.
+"""Whether bf16, channels-last and torch.compile pay: measured once per machine, network and batch, then remembered.
 
 Times steps that the trainer hands over; builds no model itself. A choice changes the rounding of every step, so it is
 recorded (`.contrast/decisions.json`, the checkpoint, encoder.json) and equal bytes are claimed for one choice only.
@@ -11,8 +11,8 @@ import json
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +25,7 @@ from cl_core.errors import CollapseError
 
 MARGIN = 0.1  # a plainer choice is kept unless another is at least this share faster: timings differ by that much
 REPEATS = 3
+WORTH_COMPILING = 600  # seconds a run takes from which it may be compiled; compiling and trying takes about one minute
 HOPELESS = 4  # times the best so far: a second step that slow ends the trial of a choice
 
 Attempt = Callable[["Choice"], Callable[[], object]]
@@ -36,9 +37,11 @@ class Choice:
 
     precision: Literal["fp32", "bf16"]
     channels_last: bool
+    compiled: bool = False
 
     def __str__(self) -> str:
-        return f"{self.precision}, {'channels-last' if self.channels_last else 'contiguous'}"
+        layout = "channels-last" if self.channels_last else "contiguous"
+        return f"{self.precision}, {layout}{', compiled' if self.compiled else ''}"
 
     @property
     def fabric_precision(self) -> Literal["32-true", "bf16-mixed"]:
@@ -52,10 +55,15 @@ class Choice:
 
 
 def choices(train: TrainConfig) -> list[Choice]:
-    """What the configuration leaves open, the plainest first."""
+    """What the configuration leaves open, the plainest first; whether to compile is decided after these."""
     precisions: list[Literal["fp32", "bf16"]] = ["fp32", "bf16"] if train.precision == "auto" else [train.precision]
     layouts = [False, True] if train.channels_last == "auto" else [train.channels_last]
-    return [Choice(precision=precision, channels_last=layout) for precision in precisions for layout in layouts]
+    compiled = train.compile is True
+    return [
+        Choice(precision=precision, channels_last=layout, compiled=compiled)
+        for precision in precisions
+        for layout in layouts
+    ]
 
 
 def decision_key(method: nn.Module, shape: Sequence[int], device: torch.device, options: Sequence[Choice]) -> str:
@@ -97,6 +105,33 @@ def decide(
     return choice
 
 
+def decide_compiled(
+    choice: Choice,
+    attempt: Attempt,
+    *,
+    steps: int,
+    key: str,
+    path: Path,
+    device: torch.device,
+    report: Callable[[str], None] = print,
+) -> Choice:
+    """The choice, or the same compiled, if the run is long enough for compiling to pay and it then is faster.
+
+    steps: of the whole run. attempt, key, path: as for `decide`, but at the full batch size. The answer is recorded for
+    runs of this length, so that the same run gets it again.
+    """
+    options, key = [choice, replace(choice, compiled=True)], f"{key}; {steps} steps"
+    known = _recall(path, key, options)
+    if known is not None:
+        return known
+    with _own_random_numbers(device):
+        seconds = {choice: _least_seconds(attempt(choice), device, 0.0)}
+    if steps * seconds[choice] > WORTH_COMPILING:
+        report(f"compile: measuring, as the run will take about {steps * seconds[choice] / 60:.0f} min")
+        seconds = _measure_all(options, attempt, device, report)
+    return _remember(path, key, options, pick(seconds), seconds)
+
+
 def pick(seconds: Mapping[Choice, float]) -> Choice:
     """The first choice, or a later one that beats the best before it by MARGIN."""
     best, *others = seconds
@@ -110,15 +145,18 @@ def _measure_all(
     options: Sequence[Choice], attempt: Attempt, device: torch.device, report: Callable[[str], None]
 ) -> dict[Choice, float]:
     seconds: dict[Choice, float] = {}
-    devices = [device] if device.type == "cuda" else []
     for option in options:
         try:
-            with torch.random.fork_rng(devices=devices):
+            with _own_random_numbers(device):
                 limit = HOPELESS * min(seconds.values(), default=float("inf"))
                 seconds[option] = _least_seconds(attempt(option), device, limit)
         except (RuntimeError, CollapseError) as error:
             report(f"precision: {option} does not work here: {str(error).partition(chr(10))[0]}")
     return seconds
+
+
+def _own_random_numbers(device: torch.device) -> AbstractContextManager[None]:
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 def _least_seconds(step: Callable[[], object], device: torch.device, limit: float) -> float:

@@ -25,7 +25,7 @@ from cl_core.measures.diagnostics import collapse_figures
 from cl_core.training.checkpoint import Checkpoints
 from cl_core.training.optim import Schedule
 from cl_core.training.outputs import Result, write_results
-from cl_core.training.precision import Choice, choices, decide, decision_key
+from cl_core.training.precision import Choice, choices, decide, decide_compiled, decision_key
 from cl_core.training.probe import OnlineKnn
 from cl_core.training.progress import Status, Throughput
 from cl_core.training.tracking import Observers
@@ -305,15 +305,27 @@ def outcome(trainer: Trainer) -> Result:
 
 
 def choose(run: Run, first: Batch, decisions: Path, say: Callable[[str], None]) -> Choice:
-    """Precision and memory format, timed on copies of the method where the configuration leaves them open."""
+    """Precision, memory format and compilation, timed on copies of the method where the configuration is open."""
     options = choices(run.train)
+    views = run.views(first)
     count = TRIAL_IMAGES if run.device.type == "cpu" else len(first.rows)
-    views = run.views(first).map(lambda tensor: tensor[:count])
+    few = views.map(lambda tensor: tensor[:count])
 
-    def attempt(choice: Choice) -> Callable[[], object]:
+    def attempt(choice: Choice, views: Views = few) -> Callable[[], object]:
         update = run.updater(choice, copy.deepcopy(run.method))
         return lambda: update(views, 0)
 
-    shape = [len(views.images), *views.images[0].shape]
+    shape = [len(views.images), *few.images[0].shape]
     key = decision_key(run.method, shape, run.device, options)
-    return decide(options, attempt, key=key, path=decisions, device=run.device, report=say)
+    choice = decide(options, attempt, key=key, path=decisions, device=run.device, report=say)
+    if run.train.compile != "auto":
+        return choice
+    return decide_compiled(
+        choice,
+        lambda choice: attempt(choice, views),
+        steps=run.rates.total_steps,
+        key=decision_key(run.method, [len(views.images), *views.images[0].shape], run.device, [choice]),
+        path=decisions,
+        device=run.device,
+        report=say,
+    )

@@ -35,6 +35,9 @@ class Updater:
         self.device = self.fabric.device
         self.method = method.to(self.device)
         self.method.to(memory_format=choice.memory_format)  # type: ignore[call-overload]
+        if choice.compiled:
+            for part in self.method.children():  # in place, so the names of the weights stay
+                part.compile(dynamic=False)
         self.optimizer = build_optimizer(method.parameter_groups(), config, batch_size)
         self._clip, self._schedule, self._layout, self._seed = config.clip, schedule, choice.memory_format, seed
 

@@ -148,7 +148,7 @@ def test_a_method_that_is_stopped_and_continued_ends_in_the_same_bytes(entry, st
             store.split("train"),
             optimizer=OptimizerConfig(lr=0.02),
             schedule=ScheduleConfig(epochs=3, warmup_epochs=0),
-            train=TrainConfig(batch_size=16, precision="fp32", channels_last=False, log_every=1),
+            train=TrainConfig(batch_size=16, precision="fp32", channels_last=False, compile=False, log_every=1),
             seed=0,
             out=folder / "out",
             checkpoints=folder / "checkpoints",
@@ -180,7 +180,9 @@ def train_watched(method, store, folder, epochs):
         store.split("train"),
         optimizer=OptimizerConfig(lr=1e-3),
         schedule=ScheduleConfig(epochs=epochs, warmup_epochs=0),
-        train=TrainConfig(batch_size=16, precision="fp32", channels_last=False, log_every=1, knn_every=0),
+        train=TrainConfig(
+            batch_size=16, precision="fp32", channels_last=False, compile=False, log_every=1, knn_every=0
+        ),
         seed=0,
         out=folder / "out",
         checkpoints=folder / "checkpoints",

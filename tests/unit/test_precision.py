@@ -2,13 +2,16 @@
 
 import copy
 import json
+import shutil
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, fields, replace
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from cl_core.config import OptimizerConfig, ScheduleConfig, TrainConfig
@@ -16,7 +19,7 @@ from cl_core.data.ingest import SplitRule, ingest
 from cl_core.data.store import Store
 from cl_core.errors import CollapseError, Interrupted
 from cl_core.training import trainer as trainer_module
-from cl_core.training.precision import Choice, choices, decide, decision_key, pick
+from cl_core.training.precision import Choice, choices, decide, decide_compiled, decision_key, pick
 from cl_core.training.progress import PlainProgress
 from cl_core.training.tracking import Observers
 from cl_core.training.trainer import pretrain
@@ -69,6 +72,50 @@ def test_the_fastest_wins_unless_a_plainer_one_is_about_as_fast(seconds, expecte
     assert pick(seconds) == expected
 
 
+def test_compiling_is_not_tried_in_a_short_run(tmp_path):
+    tried, path = [], tmp_path / "decisions.json"
+    answer = [decide_compiled(FP32, attempt_of({}, tried), steps=9, key="k", path=path, device=CPU) for _ in range(2)]
+    assert answer == [FP32, FP32]
+    assert set(tried) == {FP32}
+    assert len(tried) == 2  # one step to warm up, one to time, and nothing the second time
+
+
+@pytest.mark.parametrize("compiled_sleeps", [0.0, 0.02], ids=["faster", "slower"])
+def test_compiling_is_tried_in_a_long_run_and_its_answer_kept(tmp_path, compiled_sleeps):
+    tried, path = [], tmp_path / "decisions.json"
+
+    def attempt(choice):
+        tried.append(choice)
+        return lambda: time.sleep(compiled_sleeps if choice.compiled else 0.01)
+
+    def answer(steps):
+        return decide_compiled(FP32, attempt, steps=steps, key="k", path=path, device=CPU, report=lambda _: None)
+
+    expected = replace(FP32, compiled=compiled_sleeps == 0.0)
+    assert answer(10**6) == expected
+    assert set(tried) == {FP32, replace(FP32, compiled=True)}
+    tried.clear()
+    assert answer(10**6) == expected
+    assert tried == []
+
+
+def test_a_network_that_cannot_be_compiled_is_trained_as_it_is(tmp_path):
+    said, broken = [], replace(FP32, compiled=True)
+
+    def attempt(choice):
+        def step():
+            time.sleep(0.001)
+            if choice == broken:
+                raise RuntimeError("no compiler found")
+
+        return step
+
+    path = tmp_path / "decisions.json"
+    answer = decide_compiled(FP32, attempt, steps=10**7, key="k", path=path, device=CPU, report=said.append)
+    assert answer == FP32
+    assert "no compiler found" in said[-1]
+
+
 def test_a_single_choice_is_taken_without_trying_it(tmp_path):
     tried = []
     path = tmp_path / "decisions.json"
@@ -82,7 +129,7 @@ def test_a_measured_choice_is_recorded_and_taken_again_without_measuring(tmp_pat
     options = [FP32, FP32_LAST]
     first = decide(options, attempt_of({}), key="k", path=path, device=CPU, report=said.append)
     record = json.loads(path.read_text())["k"]
-    assert record["choice"] == {"precision": first.precision, "channels_last": first.channels_last}
+    assert record["choice"] == asdict(first)
     assert record["milliseconds"].keys() == {"fp32, contiguous", "fp32, channels-last"}
     tried = []
     assert decide(options, attempt_of({}, tried), key="k", path=path, device=CPU, report=said.append) == first
@@ -92,13 +139,13 @@ def test_a_measured_choice_is_recorded_and_taken_again_without_measuring(tmp_pat
 
 def test_the_recorded_choice_holds_even_if_another_would_be_measured_faster(tmp_path):
     path = tmp_path / "decisions.json"
-    path.write_text(json.dumps({"k": {"choice": {"precision": "bf16", "channels_last": True}}, "other": {"a": 1}}))
+    path.write_text(json.dumps({"k": {"choice": asdict(BF16_LAST)}, "other": {"a": 1}}))
     assert decide([FP32, BF16_LAST], attempt_of({}), key="k", path=path, device=CPU, report=lambda _: None) == BF16_LAST
 
 
 def test_a_recorded_choice_that_is_no_longer_open_is_measured_anew_and_the_rest_of_the_file_stays(tmp_path):
     path = tmp_path / "decisions.json"
-    path.write_text(json.dumps({"k": {"choice": {"precision": "bf16", "channels_last": True}}, "other": {"a": 1}}))
+    path.write_text(json.dumps({"k": {"choice": asdict(BF16_LAST)}, "other": {"a": 1}}))
     assert decide([FP32, FP32_LAST], attempt_of({}), key="k", path=path, device=CPU, report=lambda _: None) != BF16_LAST
     assert json.loads(path.read_text())["other"] == {"a": 1}
 
@@ -250,21 +297,20 @@ def train(split, folder, *, method=None, stop=lambda: False, decisions="decision
         stop=stop,
     )
     training = json.loads((folder / "out" / "encoder.json").read_text())["training"]
-    return Choice(precision=training["precision"], channels_last=training["channels_last"])
+    return Choice(**{field.name: training[field.name] for field in fields(Choice)})
 
 
 def record(folder, choice, name="decisions.json"):
     """Let every key of the decisions file say `choice`, whatever was measured."""
     path = folder / name
-    facts = {"precision": choice.precision, "channels_last": choice.channels_last}
-    path.write_text(json.dumps({key: {"choice": facts} for key in json.loads(path.read_text())}))
+    path.write_text(json.dumps({key: {"choice": asdict(choice)} for key in json.loads(path.read_text())}))
 
 
 def test_a_run_measures_keeps_and_prints_its_choice(split, tmp_path):
     said = []
     choice = train(split, tmp_path, said=said)
-    (decision,) = json.loads((tmp_path / "decisions.json").read_text()).values()
-    assert decision["choice"] == {"precision": choice.precision, "channels_last": choice.channels_last}
+    layout, compiled = json.loads((tmp_path / "decisions.json").read_text()).values()
+    assert layout["choice"] == compiled["choice"] == asdict(choice)
     assert any(line.startswith(f"precision: {choice} (") for line in said)
     assert any(line.endswith(str(choice)) and line.startswith("training for 6 steps on ") for line in said)
 
@@ -313,3 +359,18 @@ def test_a_continued_run_keeps_the_checkpoints_choice_whatever_the_record_says(s
     said = []
     assert train(split, tmp_path, said=said) == choice
     assert any(line.startswith("continuing after step 1") and str(choice) in line for line in said)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.filterwarnings("default")  # torch's own
+def test_a_compiled_run_trains_to_the_same_weights_up_to_rounding(split, tmp_path):
+    runs = {}
+    for compiled in (False, True):
+        folder = tmp_path / str(compiled)
+        options = {"precision": "fp32", "channels_last": False, "compile": compiled}
+        torch.manual_seed(0)
+        assert train(split, folder, method=Toy(), **options).compiled == compiled
+        runs[compiled] = load_file(folder / "out" / "encoder.safetensors")
+    assert runs[False].keys() == runs[True].keys()
+    for name, weights in runs[False].items():
+        torch.testing.assert_close(runs[True][name], weights, atol=1e-5, rtol=1e-5)

@@ -56,7 +56,14 @@ def test_the_card_tells_what_the_encoder_is_and_how_it_was_trained(store, tmp_pa
     final = json.loads((out / "metrics.json").read_text())
     assert card == {
         "experiment": "contrast",
-        "training": {"steps": STEPS, "peak_lr": 0.1, "precision": "fp32", "channels_last": False, "final": final},
+        "training": {
+            "steps": STEPS,
+            "peak_lr": 0.1,
+            "precision": "fp32",
+            "channels_last": False,
+            "compiled": False,
+            "final": final,
+        },
         "year": None,
         "family": "",
         "yardstick": False,

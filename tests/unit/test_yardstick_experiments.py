@@ -20,7 +20,7 @@ method: {name: supervised}
 encoder: {name: resnet8, width: 4}
 views: {recipe: {name: crop-flip}}
 schedule: {epochs: 2, warmup_epochs: 0}
-train: {batch_size: 32, precision: fp32, channels_last: false, knn_every: 0}
+train: {batch_size: 32, precision: fp32, channels_last: false, compile: false, knn_every: 0}
 """
 STAGES = ("resolve", "ingest", "views", "pretrain", "embed", "linear_eval", "finetune")
 

@@ -137,7 +137,14 @@ def quiet(said=None, **options):
 def train(store, folder, name="contrast", *, method=None, stop=lambda: False, observers=None, epochs=EPOCHS, **options):
     """Pretrain below `folder` with the fixed settings of this file; returns the folder of outputs."""
     torch.manual_seed(0)
-    settings = {"batch_size": BATCH, "precision": "fp32", "channels_last": False, "log_every": 2, "save_every": 3}
+    settings = {
+        "batch_size": BATCH,
+        "precision": "fp32",
+        "channels_last": False,
+        "compile": False,
+        "log_every": 2,
+        "save_every": 3,
+    }
     optimizer = {key: options.pop(key) for key in ("lr", "clip") if key in options}
     optimizer |= {"name": options.pop("optimizer")} if "optimizer" in options else {}
     validation = options.pop("validation", store.split("validation"))
