@@ -34,7 +34,8 @@ views:
   recipe: {name: simclr-cifar}
 optimizer: {name: sgd, lr: 0.1}
 schedule: {epochs: 1, warmup_epochs: 0}
-train: {batch_size: 64, precision: fp32, channels_last: false, compile: false, knn_every: 0, save_every: 5, log_every: 2}
+train:
+  {batch_size: 64, precision: fp32, channels_last: false, compile: false, knn_every: 0, save_every: 5, log_every: 2}
 """
 
 

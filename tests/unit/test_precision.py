@@ -368,8 +368,9 @@ def test_a_compiled_run_trains_to_the_same_weights_up_to_rounding(split, tmp_pat
     for compiled in (False, True):
         folder = tmp_path / str(compiled)
         options = {"precision": "fp32", "channels_last": False, "compile": compiled}
-        torch.manual_seed(0)
-        assert train(split, folder, method=Toy(), **options).compiled == compiled
+        method = Toy()
+        method.dropout = nn.Identity()  # a compiled dropout draws other numbers from the same seed
+        assert train(split, folder, method=method, **options).compiled == compiled
         runs[compiled] = load_file(folder / "out" / "encoder.safetensors")
     assert runs[False].keys() == runs[True].keys()
     for name, weights in runs[False].items():
