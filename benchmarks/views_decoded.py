@@ -24,6 +24,7 @@ from lightly.transforms import SimCLRTransform  # noqa: E402
 from PIL import Image  # noqa: E402
 from torch import Tensor  # noqa: E402
 
+from cl_core.allocator import keep_freed_memory  # noqa: E402
 from cl_core.assembly import build_chain  # noqa: E402
 from cl_core.data.sampling import SampleRng  # noqa: E402
 from cl_core.data.store import to_float  # noqa: E402
@@ -188,6 +189,7 @@ def measure(side: int, count: int, args: harness.Arguments) -> list[harness.Row]
 def main() -> None:
     """Measure both sizes on one thread."""
     args = harness.arguments(__doc__)
+    keep_freed_memory()  # as every stage of an experiment does; here the peers profit too
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     torch.manual_seed(0)

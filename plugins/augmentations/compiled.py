@@ -90,39 +90,29 @@ def _threads() -> ThreadPoolExecutor:
 
 @_compile
 def _crop(planes: Any, boxes: Any, out: Any, step: int, cubic: bool) -> None:
-    """planes: (N, P, H, W * step), P * step = C. boxes: (N, 4) top, left, height, width."""
+    """planes: (N, P, H, W * step), P * step = C. boxes: (N, 4) top, left, height, width.
+
+    Columns come first: they are read one by one, and most boxes have fewer rows than the output.
+    """
     rows, columns = out.shape[2], out.shape[3]
-    line = np.empty(planes.shape[3], np.float32)
+    narrow = np.empty((step, planes.shape[2], columns), np.float32)
     for n in range(len(planes)):
         top, left, height, width = boxes[n]
         first_y, weights_y = _taps(height, rows, cubic)
         first_x, weights_x = _taps(width, columns, cubic)
         for plane in range(planes.shape[1]):
             box = planes[n, plane, top : top + height, left * step : (left + width) * step]
-            for y in range(rows):
-                _mix_rows(box[first_y[y] : first_y[y] + len(weights_y)], weights_y[:, y], line)
-                for channel in range(step):
-                    _mix_columns(line[channel:], first_x, weights_x, step, out[n, plane * step + channel, y])
-
-
-@_compile
-def _mix_rows(rows: Any, weights: Any, line: Any) -> None:
-    """line[x] = sum over t of weights[t] * rows[t, x]."""
-    width = rows.shape[1]
-    if len(weights) == 1:
-        line[:width] = rows[0]
-        return
-    for x in range(width):
-        line[x] = weights[0] * rows[0, x] + weights[1] * rows[1, x]
-    for t in range(2, len(weights)):
-        weight = weights[t]
-        for x in range(width):
-            line[x] += weight * rows[t, x]
+            for channel in range(step):
+                for y in range(height):
+                    _mix_columns(box[y, channel:], first_x, weights_x, step, narrow[channel, y])
+                for y in range(rows):
+                    source = narrow[channel, first_y[y] : first_y[y] + len(weights_y)]
+                    _mix_rows(source, weights_y[:, y], out[n, plane * step + channel, y])
 
 
 @_compile
 def _mix_columns(line: Any, first: Any, weights: Any, step: int, out: Any) -> None:
-    """out[x] = sum over t of weights[t, x] * line[(first[x] + t) * step], clipped to [0, 1]."""
+    """out[x] = sum over t of weights[t, x] * line[(first[x] + t) * step]."""
     stride = np.uint64(step)  # unsigned: a signed index could be negative, and looking for that costs the vectors
     if len(weights) == 1:
         for x in range(len(out)):
@@ -130,13 +120,13 @@ def _mix_columns(line: Any, first: Any, weights: Any, step: int, out: Any) -> No
     elif len(weights) == 2:
         for x in range(len(out)):
             position = first[x] * stride
-            out[x] = _clipped(weights[0, x] * line[position] + weights[1, x] * line[position + stride])
+            out[x] = weights[0, x] * line[position] + weights[1, x] * line[position + stride]
     elif len(weights) == 4:
         for x in range(len(out)):
             position = first[x] * stride
             near = weights[1, x] * line[position + stride] + weights[2, x] * line[position + np.uint64(2) * stride]
             far = weights[0, x] * line[position] + weights[3, x] * line[position + np.uint64(3) * stride]
-            out[x] = _clipped(near + far)
+            out[x] = near + far
     else:
         for x in range(len(out)):
             total = np.float32(0)
@@ -144,7 +134,28 @@ def _mix_columns(line: Any, first: Any, weights: Any, step: int, out: Any) -> No
             for t in range(len(weights)):
                 total += weights[t, x] * line[position]
                 position += stride
-            out[x] = _clipped(total)
+            out[x] = total
+
+
+@_compile
+def _mix_rows(rows: Any, weights: Any, out: Any) -> None:
+    """out[x] = sum over t of weights[t] * rows[t, x], clipped to [0, 1]."""
+    if len(weights) == 1:
+        out[:] = rows[0]
+    elif len(weights) == 2:
+        for x in range(len(out)):
+            out[x] = _clipped(weights[0] * rows[0, x] + weights[1] * rows[1, x])
+    elif len(weights) == 4:
+        for x in range(len(out)):
+            near = weights[1] * rows[1, x] + weights[2] * rows[2, x]
+            out[x] = _clipped(near + weights[0] * rows[0, x] + weights[3] * rows[3, x])
+    else:
+        out[:] = np.float32(0)
+        for t in range(len(weights)):
+            for x in range(len(out)):
+                out[x] += weights[t] * rows[t, x]
+        for x in range(len(out)):
+            out[x] = _clipped(out[x])
 
 
 @_compile
