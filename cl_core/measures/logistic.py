@@ -8,9 +8,9 @@ scikit-learn's LogisticRegression with C = 1 / (l2 * n), minimised by full-batch
 features give the same classifier. Knows neither images nor splits.
 
 The search runs in coordinates in which the curvature is about one. The Hessian is bounded by a multiple of the
-features' Gram matrix (Boehning 1992, "Multinomial logistic regression algorithm"); with c the mean of that multiple where
-the search begins, and L the Cholesky factor of c * Gram / n + l2, they are weight @ L. Correlated features, on which
-plain L-BFGS needs hundreds of passes, then cost no more than others.
+features' Gram matrix (Boehning 1992, "Multinomial logistic regression algorithm"); with c the mean of that multiple
+where the search begins, and L the Cholesky factor of c * Gram / n + l2, they are weight @ L. Correlated features, on
+which plain L-BFGS needs hundreds of passes, then cost no more than others.
 """
 
 from __future__ import annotations
