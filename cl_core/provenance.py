@@ -11,6 +11,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 from collections.abc import Collection, Iterable
+from functools import cache
 from pathlib import Path
 
 from cl_core.registry import Entry
@@ -37,92 +38,101 @@ RESOURCES = (".html", ".css")
 TRAINING_LIBRARIES = ("torch", "torchvision", "timm", "lightning-fabric", "numba")
 
 
-def part_digest(entry: Entry) -> str:
-    """Digest of the source of a part: its module and what it imports from its own distribution, the engine excepted."""
-    packages = {entry.module.partition(".")[0], *_top_level(entry.provider)} - {ENGINE}
-    return source_digest([entry.module], packages)
-
-
-def engine_digest(stage: str) -> str:
-    """Digest of the engine modules that a stage uses."""
-    return source_digest(STAGE_MODULES[stage], {ENGINE})
-
-
 def library_versions(stage: str) -> dict[str, str]:
     """Versions of the libraries whose upgrade may change a stage's result."""
     return {name: importlib.metadata.version(name) for name in STAGE_LIBRARIES.get(stage, TRAINING_LIBRARIES)}
 
 
-def source_digest(modules: Iterable[str], packages: Collection[str]) -> str:
-    """sha256 over names and sources of the modules and their imports within the given top-level packages."""
-    digest = hashlib.sha256()
-    for name in sorted(imported_modules(modules, packages)):
-        for path in _files(name):
-            digest.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()
+class Sources:
+    """The source files as they are at one time: each is looked for, read and parsed once, however many digests need it.
 
+    Files that are edited later are seen by the next instance.
+    """
 
-def _files(name: str) -> list[Path]:
-    """The source of a module and the templates and styles that lie beside it."""
-    path = _source_file(name)
-    if path is None:
-        return []
-    beside = (item for item in path.parent.iterdir() if item.suffix in RESOURCES)
-    return [path, *sorted(beside)]
+    def __init__(self) -> None:
+        self._source_file = cache(self._find)
+        self._imports = cache(self._read_imports)
+        self._digest = cache(self._compute_digest)
 
+    def part_digest(self, entry: Entry) -> str:
+        """Digest of the source of a part: its module and what it imports from its own distribution, the engine
+        excepted."""
+        packages = {entry.module.partition(".")[0], *_top_level(entry.provider)} - {ENGINE}
+        return self.source_digest([entry.module], packages)
 
-def imported_modules(modules: Iterable[str], packages: Collection[str]) -> set[str]:
-    """The modules and everything they import within the packages, transitively, imports inside functions included."""
-    found: set[str] = set()
-    queue = list(modules)
-    while queue:
-        name = queue.pop()
-        if name in found or name.partition(".")[0] not in packages:
-            continue
-        found.add(name)
-        queue.extend(_imports(name))
-    return found
+    def engine_digest(self, stage: str) -> str:
+        """Digest of the engine modules that a stage uses."""
+        return self.source_digest(STAGE_MODULES[stage], {ENGINE})
 
+    def source_digest(self, modules: Iterable[str], packages: Collection[str]) -> str:
+        """sha256 over names and sources of the modules and their imports within the given top-level packages."""
+        return self._digest(frozenset(modules), frozenset(packages))
 
-def _imports(name: str) -> tuple[str, ...]:
-    path = _source_file(name)
-    if path is None:
-        return ()
-    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-    imported: list[str] = []
-    for node in ast.walk(ast.parse(path.read_bytes())):
-        if isinstance(node, ast.Import):
-            imported += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            imported += _imported_from(node, package)
-    return tuple(imported)
+    def imported_modules(self, modules: Iterable[str], packages: Collection[str]) -> set[str]:
+        """The modules and everything they import within the packages, transitively, imports inside functions
+        included."""
+        found: set[str] = set()
+        queue = list(modules)
+        while queue:
+            name = queue.pop()
+            if name in found or name.partition(".")[0] not in packages:
+                continue
+            found.add(name)
+            queue.extend(self._imports(name))
+        return found
 
+    def _compute_digest(self, modules: frozenset[str], packages: frozenset[str]) -> str:
+        digest = hashlib.sha256()
+        for name in sorted(self.imported_modules(modules, packages)):
+            for path in self._files(name):
+                digest.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
+        return digest.hexdigest()
 
-def _imported_from(node: ast.ImportFrom, package: str) -> list[str]:
-    """`from a.b import c` names the module a.b, or a.b.c where that is one."""
-    parents = package.split(".")
-    base = ".".join(parents[: len(parents) - node.level + 1]) if node.level else ""
-    module = ".".join(part for part in (base, node.module or "") if part)
-    submodules = [f"{module}.{alias.name}" for alias in node.names]
-    existing = [name for name in submodules if _source_file(name) is not None]
-    return existing + ([module] if len(existing) < len(submodules) else [])
+    def _files(self, name: str) -> list[Path]:
+        """The source of a module and the templates and styles that lie beside it."""
+        path = self._source_file(name)
+        if path is None:
+            return []
+        beside = (item for item in path.parent.iterdir() if item.suffix in RESOURCES)
+        return [path, *sorted(beside)]
 
+    def _read_imports(self, name: str) -> tuple[str, ...]:
+        path = self._source_file(name)
+        if path is None:
+            return ()
+        package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+        imported: list[str] = []
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if isinstance(node, ast.Import):
+                imported += [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                imported += self._imported_from(node, package)
+        return tuple(imported)
 
-def _source_file(name: str) -> Path | None:
-    """The source of a module, found without running it; None for anything that is no Python file."""
-    parent, _, tail = name.rpartition(".")
-    if not parent:
-        try:
-            spec = importlib.util.find_spec(name)
-        except (ImportError, ValueError):
+    def _imported_from(self, node: ast.ImportFrom, package: str) -> list[str]:
+        """`from a.b import c` names the module a.b, or a.b.c where that is one."""
+        parents = package.split(".")
+        base = ".".join(parents[: len(parents) - node.level + 1]) if node.level else ""
+        module = ".".join(part for part in (base, node.module or "") if part)
+        submodules = [f"{module}.{alias.name}" for alias in node.names]
+        existing = [name for name in submodules if self._source_file(name) is not None]
+        return existing + ([module] if len(existing) < len(submodules) else [])
+
+    def _find(self, name: str) -> Path | None:
+        """The source of a module, found without running it; None for anything that is no Python file."""
+        parent, _, tail = name.rpartition(".")
+        if not parent:
+            try:
+                spec = importlib.util.find_spec(name)
+            except (ImportError, ValueError):
+                return None
+            origin = None if spec is None else spec.origin
+            return Path(origin) if origin and origin.endswith(".py") else None
+        package = self._source_file(parent)
+        if package is None or package.name != "__init__.py":
             return None
-        origin = None if spec is None else spec.origin
-        return Path(origin) if origin and origin.endswith(".py") else None
-    package = _source_file(parent)
-    if package is None or package.name != "__init__.py":
-        return None
-    candidates = (package.parent / f"{tail}.py", package.parent / tail / "__init__.py")
-    return next((path for path in candidates if path.is_file()), None)
+        candidates = (package.parent / f"{tail}.py", package.parent / tail / "__init__.py")
+        return next((path for path in candidates if path.is_file()), None)
 
 
 def _top_level(provider: str) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 from cl_core.data.files import write_bytes
 from cl_core.errors import ConfigError, ContrastError
 from cl_core.project import Experiment, Project, Spec, build_source, load_project
-from cl_core.provenance import engine_digest, library_versions, part_digest
+from cl_core.provenance import Sources, library_versions
 from cl_core.registry import Entry
 
 RESOLVED = Path("artifacts/resolved")
@@ -41,24 +41,25 @@ def write_resolved(root: Path) -> list[Path]:
 
 def resolved_files(project: Project) -> dict[Path, dict[str, Any]]:
     """{path relative to the root: content} for every stage of every experiment."""
-    engines = {stage: _engine(stage) for stage in (*ONCE, *PER_EXPERIMENT, *OPTIONAL)}
+    sources = Sources()
+    engines = {stage: _engine(stage, sources) for stage in (*ONCE, *PER_EXPERIMENT, *OPTIONAL)}
     files = {
-        RESOLVED / "ingest.json": _ingest(project) | {"engine": engines["ingest"]},
+        RESOLVED / "ingest.json": _ingest(project, sources) | {"engine": engines["ingest"]},
         RESOLVED / "report.json": _report(project) | {"engine": engines["report"]},
     }
     for experiment in project.experiments:
         optional = [stage for stage in OPTIONAL if experiment.name in getattr(project.params, stage)]
         for stage in (*PER_EXPERIMENT, *optional):
-            content = _stage(project, experiment, stage)
+            content = _stage(project, experiment, stage, sources)
             files[RESOLVED / experiment.name / f"{stage}.json"] = content | {"engine": engines[stage]}
     return files
 
 
-def _engine(stage: str) -> dict[str, str]:
-    return {"source": engine_digest(stage), **library_versions(stage)}
+def _engine(stage: str, sources: Sources) -> dict[str, str]:
+    return {"source": sources.engine_digest(stage), **library_versions(stage)}
 
 
-def _ingest(project: Project) -> dict[str, Any]:
+def _ingest(project: Project, sources: Sources) -> dict[str, Any]:
     data = project.params.data
     try:
         fingerprint = build_source(project.registry, project.source, project.root).fingerprint()
@@ -76,7 +77,7 @@ def _ingest(project: Project) -> dict[str, Any]:
             "block": project.params.plugins.block,
         },
         "fingerprint": dict(fingerprint),
-        "parts": [_provider(project, "source", project.source)],
+        "parts": [_provider(project, "source", project.source, sources)],
     }
 
 
@@ -93,7 +94,7 @@ def _report(project: Project) -> dict[str, Any]:
     }
 
 
-def _stage(project: Project, experiment: Experiment, stage: str) -> dict[str, Any]:
+def _stage(project: Project, experiment: Experiment, stage: str, sources: Sources) -> dict[str, Any]:
     """Views see neither encoder nor loss, so that editing these leaves the plan as it is."""
     parts = [("method", experiment.method)]
     parts += [("augmentation", spec) for chain in experiment.chains.values() for spec in chain]
@@ -119,7 +120,7 @@ def _stage(project: Project, experiment: Experiment, stage: str) -> dict[str, An
     config |= _stage_sections(project, experiment, stage)
     providers: list[dict[str, Any]] = []
     for kind, spec in parts:
-        provider = _provider(project, kind, spec)
+        provider = _provider(project, kind, spec, sources)
         if provider not in providers:
             providers.append(provider)
     return {"stage": stage, "experiment": experiment.name, "config": config, "parts": providers}
@@ -163,14 +164,14 @@ def _stage_sections(project: Project, experiment: Experiment, stage: str) -> dic
     return dict(sections[stage])
 
 
-def _provider(project: Project, kind: str, spec: Spec) -> dict[str, Any]:
+def _provider(project: Project, kind: str, spec: Spec, sources: Sources) -> dict[str, Any]:
     entry: Entry = project.registry.get(kind, spec["name"])
     return {
         "kind": kind,
         "name": spec["name"],
         "provider": entry.provider,
         "version": entry.version,
-        "source": part_digest(entry),
+        "source": sources.part_digest(entry),
     }
 
 

@@ -1,7 +1,7 @@
 """The nouns that travel from room to room; each arrow of the README's picture is one of them.
 
 Example -> Store -> Views -> StepOutput -> Representation -> Features. (The store and the features live on disk; their
-readers are `data.store.Store` and `evaluation.features.Features`.)
+readers are `data.store.Store` and `evaluation.features.Features`. Example and Source stand in `examples`.)
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, runtime_checkable
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -18,43 +18,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from cl_core.data.sampling import SampleRng
+from cl_core.examples import Example as Example  # noqa: PLC0414 - handed on
+from cl_core.examples import Source as Source  # noqa: PLC0414 - handed on
 
 UnitInterval = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Momentum = Annotated[float, Field(ge=0, le=1)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Example:
-    """One image as a source yields it, not yet verified.
-
-    key: unique and stable name (a relative path, an index); splits and subsets are hashed from it.
-    image: bytes of an image file, the path of one (read by the ingest workers), or an array (H, W) or (H, W, C) of
-        uint8 or uint16.
-    label: class name, or None.
-    split: "train", "validation" or "test" where the source knows it; None leaves it to the hash.
-    group: examples of one group (a patient, a video) never land in different splits; None means the key.
-    """
-
-    key: str
-    image: bytes | Path | np.ndarray
-    label: str | None = None
-    split: str | None = None
-    group: str | None = None
-
-
-@runtime_checkable
-class Source(Protocol):
-    """Where images come from. Iterating is cheap; the decoding is ingest's."""
-
-    def fingerprint(self) -> Mapping[str, Any]:
-        """Return JSON that changes whenever the images do (names, sizes, modification times; or name and version).
-
-        Raises DataError where the source does not exist or holds no image.
-        """
-
-    def __iter__(self) -> Iterator[Example]:
-        """Yield every example, in the same order each time."""
 
 
 class Augmentation(Protocol):

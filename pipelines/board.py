@@ -68,7 +68,8 @@ class Board:
         self.rows = {stage: Row() for stage in stages}
         self._console = console or Terminal()
         self._lock = threading.Lock()
-        self._live = Live(console=self._console, get_renderable=self._table, refresh_per_second=4)
+        # Once a second: at four times, drawing the table of a large project took a tenth of a core from the stages.
+        self._live = Live(console=self._console, get_renderable=self._table, refresh_per_second=1)
 
     def __enter__(self) -> Board:
         if self._console.is_terminal:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cl_core.errors import DataError
-from cl_core.types import Example
+from cl_core.examples import Example
 from pipelines.cores import cores
 
 SAMPLE = 200  # image headers read to learn the usual size

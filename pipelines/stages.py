@@ -1,23 +1,28 @@
-"""One function per stage: read the resolved file, call the engine, write the outputs. No maths, no Prefect, no DVC."""
+"""One function per stage: read the resolved file, call the engine, write the outputs. No maths, no Prefect, no DVC.
+
+What needs torch is imported by the stages that use it: ingest does without, and without its 500 MB.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
 from pydantic import BaseModel
 
 from cl_core.allocator import keep_freed_memory
-from cl_core.assembly import build_chain, build_chains, build_method, build_view_maker
 from cl_core.data.files import read_json, sha256_bytes, sha256_file, write_json
-from cl_core.data.store import Split, Store
 from cl_core.errors import ConfigError, did_you_mean
 from cl_core.registry import Registry, load_registry
 from cl_core.resolve import RESOLVED, write_resolved
-from cl_core.types import Method, Representation
+
+if TYPE_CHECKING:
+    import torch
+
+    from cl_core.data.store import Split
+    from cl_core.types import Method, Representation
 
 DATASET = Path("artifacts/dataset")
 RUNS = Path("artifacts/runs")
@@ -48,6 +53,8 @@ class Stage:
     """What a stage of an experiment works with: its resolved input, the parts, the images, its folder."""
 
     def __init__(self, project: Path, stage: str, experiment: str, stop: Stop) -> None:
+        from cl_core.data.store import Store
+
         keep_freed_memory()
         self.project, self.name, self.experiment, self.stop = project, stage, experiment, stop
         self.resolved = _read_resolved(project, RESOLVED / experiment / f"{stage}.json", stage)
@@ -80,6 +87,8 @@ class Stage:
 
     def method(self, **changes: Any) -> Method:
         """The untrained method, the same each time. changes: parts that take the place of configured ones."""
+        from cl_core.assembly import build_method
+
         return build_method(self.registry, self.config | changes, seed=self.seed)
 
     def trained_method(self) -> Method:
@@ -117,6 +126,8 @@ class Stage:
     @property
     def device(self) -> torch.device:
         """The GPU if there is one."""
+        import torch
+
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -147,6 +158,7 @@ def ingest(project: Path) -> None:
 
 def views(stage: Stage) -> None:
     """Store -> view plan, preview, statistics, and the views themselves where they are materialised."""
+    from cl_core.assembly import build_chains, build_view_maker
     from cl_core.data.views import write_views
 
     config = stage.config
@@ -252,6 +264,7 @@ def linear_eval(stage: Stage) -> None:
 
 def finetune(stage: Stage) -> None:
     """Method and few labels -> classifiers and label-efficiency curve, beside training from scratch and a probe."""
+    from cl_core.assembly import build_chain
     from cl_core.config import FinetuneConfig, LinearConfig
     from cl_core.evaluation.finetune import finetune as run_finetune
     from cl_core.evaluation.yardsticks import Yardsticks
@@ -290,6 +303,7 @@ def diagnose(stage: Stage) -> None:
 
 def distil(stage: Stage) -> None:
     """A fine-tuned classifier and all training images -> a student that has learnt its answers."""
+    from cl_core.assembly import build_chain
     from cl_core.config import DistilConfig
     from cl_core.evaluation.classifier import Classifier
     from cl_core.evaluation.distil import distil as run_distil

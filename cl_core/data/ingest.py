@@ -26,7 +26,7 @@ from cl_core.data.files import write_json
 from cl_core.data.shards import CHANNELS, FORMAT, SHARD_ROWS, ShardWriter, read_shard
 from cl_core.data.splits import SPLITS, SplitRule, Survey, hash_words, survey
 from cl_core.errors import DataError
-from cl_core.types import Example, Source
+from cl_core.examples import Example, Source
 
 __all__ = ["SplitRule", "ingest"]
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cl_core.errors import ConfigError, DataError
-from cl_core.types import Example, Source
+from cl_core.examples import Example, Source
 
 SPLITS = ("train", "validation", "test")
 _UNKNOWN = -1

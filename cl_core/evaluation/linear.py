@@ -102,7 +102,7 @@ def linear_eval(
     predictions = {
         "row": (whole_test.labels >= 0).nonzero()[:, 0],
         "label": test.labels,
-        "predicted": topk_classes(scores[best])[:, 0],
+        "predicted": topk_classes(scores[best])[:, 0].contiguous(),
     }
     return LinearResult(metrics=metrics | absent_classes(train.labels, test.labels, classes), predictions=predictions)
 

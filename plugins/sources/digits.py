@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from cl_core.types import Example
+from cl_core.examples import Example
 
 _COUNT = 1797
 _WHITE = 16  # scikit-learn counts the set pixels of 4x4 blocks: 0..16

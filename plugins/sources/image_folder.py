@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from cl_core.errors import DataError
-from cl_core.types import Example
+from cl_core.examples import Example
 
 _IMAGE = re.compile(
     r".*\.(jpe?g|jpe|jfif|mpo|png|gif|bmp|tiff?|webp|avif|jp2|j2k|jpx|ppm|pgm|pbm|pnm)", re.IGNORECASE | re.DOTALL

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from cl_core.errors import ConfigError, DataError, did_you_mean
-from cl_core.types import Example
+from cl_core.examples import Example
 
 #: Values of a dataset's `split` argument that stand for ours, the first that it knows is taken.
 _SPLIT_VALUES = {"train": ("train", "trainval"), "validation": ("val", "valid", "validation"), "test": ("test",)}

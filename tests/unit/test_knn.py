@@ -85,3 +85,14 @@ def test_an_unlabelled_bank_is_an_error():
     query, bank, labels = sample()
     with pytest.raises(DataError, match="leave unlabelled examples out"):
         knn_predict(query, bank, labels - 1, 4, 10)
+
+
+@pytest.mark.parametrize(("columns", "k"), [(400, 10), (403, 17), (409, 20), (60, 3), (50, 40)])
+def test_the_search_by_groups_finds_what_a_full_search_does(columns, k):
+    values = torch.randn(30, columns, generator=torch.Generator().manual_seed(columns))
+    values[0] = values[0].sort().values  # the largest side by side
+    found, places = knn._largest(values, k)
+    expected = values.topk(k, dim=1)
+    assert torch.equal(found, expected.values)
+    assert torch.equal(values.gather(1, places), expected.values)
+    assert all(len(set(row)) == k for row in places.tolist())

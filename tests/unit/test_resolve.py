@@ -2,7 +2,7 @@
 
 import json
 
-from cl_core.provenance import imported_modules, source_digest
+from cl_core.provenance import Sources
 from cl_core.resolve import PER_EXPERIMENT, RESOLVED, write_resolved
 
 HELPER = "SCALE = 2.0\n"
@@ -127,15 +127,15 @@ def test_a_resolved_file_names_provider_version_and_source_of_each_part(project)
 
 
 def test_one_method_is_not_hashed_into_another_and_trainer_and_report_only_into_their_stages():
-    simclr = imported_modules(["plugins.methods.simclr"], {"plugins"})
+    simclr = Sources().imported_modules(["plugins.methods.simclr"], {"plugins"})
     assert "plugins.methods.byol" not in simclr
-    jigsaw = imported_modules(["plugins.methods.jigsaw"], {"plugins"})
+    jigsaw = Sources().imported_modules(["plugins.methods.jigsaw"], {"plugins"})
     assert not {"plugins.methods.rotation", "plugins.methods.context_prediction"} & jigsaw
-    pretrain = imported_modules(["cl_core.training.trainer"], {"cl_core"})
+    pretrain = Sources().imported_modules(["cl_core.training.trainer"], {"cl_core"})
     assert "cl_core.training.trainer" in pretrain
     assert not {name for name in pretrain if name.startswith(("cl_core.report", "cl_core.evaluation.linear"))}
     for module in ("cl_core.data.ingest", "cl_core.data.views", "cl_core.evaluation.features", "cl_core.report.page"):
-        assert "cl_core.training.trainer" not in imported_modules([module], {"cl_core"})
+        assert "cl_core.training.trainer" not in Sources().imported_modules([module], {"cl_core"})
 
 
 def test_the_digest_follows_the_source_of_imported_modules(tmp_path, monkeypatch):
@@ -146,8 +146,8 @@ def test_the_digest_follows_the_source_of_imported_modules(tmp_path, monkeypatch
     (package / "b.py").write_text("X = 1\n")
     (package / "c.py").write_text("Y = 1\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    before = source_digest(["digested.a"], {"digested"})
+    before = Sources().source_digest(["digested.a"], {"digested"})
     (package / "c.py").write_text("Y = 2\n")
-    assert source_digest(["digested.a"], {"digested"}) == before
+    assert Sources().source_digest(["digested.a"], {"digested"}) == before
     (package / "b.py").write_text("X = 2\n")
-    assert source_digest(["digested.a"], {"digested"}) != before
+    assert Sources().source_digest(["digested.a"], {"digested"}) != before
