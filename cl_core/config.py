@@ -74,12 +74,30 @@ class DataConfig(Section):
     source: PartSpec
     """Source plugin with its options. `${NAME}` in a text is taken from the environment."""
     size: Annotated[int, Field(ge=8, le=1024)] = 32
-    """Side of the stored square images in pixels."""
+    """Side of the square images in pixels."""
+    layout: Literal["decoded", "encoded"] = "decoded"
+    """decoded stores the squares' pixels, the fastest to train on and 3 * size * size bytes each. encoded stores whole
+    images as JPEG files, decoded while training, for large images: random crops then see all of an image."""
+    max_shorter_side: PositiveInt | None = None
+    """Of encoded: a shorter side of more pixels is scaled down to this. null: twice the size."""
     splits: SplitConfig = SplitConfig()
     subset: PositiveInt | None = None
     """Use only this many training images (smallest key hash) in every stage after ingest; null uses all."""
     max_pixels: PositiveInt = 100_000_000
     """An image file with more pixels is quarantined unread."""
+
+    @model_validator(mode="after")
+    def _side_of_an_encoded_store(self) -> DataConfig:
+        if self.max_shorter_side is not None and self.layout == "decoded":
+            raise ValueError("max_shorter_side is for the layout encoded; delete it, or set layout: encoded")
+        if self.max_shorter_side is not None and self.max_shorter_side < self.size:
+            raise ValueError(f"max_shorter_side {self.max_shorter_side} is less than size {self.size}; raise it")
+        return self
+
+    @property
+    def stored_shorter_side(self) -> int | None:
+        """Largest shorter side of the JPEG files in an encoded store; None where the store is decoded."""
+        return None if self.layout == "decoded" else self.max_shorter_side or 2 * self.size
 
 
 class ViewsConfig(Section):
@@ -309,6 +327,8 @@ class RunConfig(Section):
     """Stages that may run side by side."""
     retries: NonNegativeInt = 1
     """How often a failed stage is tried again."""
+    decode_threads: PositiveInt | None = None
+    """Threads that decode the images of an encoded store; null: one per core that a stage gets."""
 
 
 class PluginsConfig(Section):

@@ -72,6 +72,7 @@ def _ingest(project: Project, sources: Sources) -> dict[str, Any]:
         "config": {
             "source": project.source,
             "size": data.size,
+            "max_shorter_side": data.stored_shorter_side,
             "splits": data.splits.model_dump(mode="json"),
             "max_pixels": data.max_pixels,
             "block": project.params.plugins.block,

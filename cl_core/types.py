@@ -261,7 +261,10 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def make_views(self, images: Tensor, rng: SampleRng) -> Views:
-        """images (N, C, H, W) in [0, 1] -> views. Randomness only from `rng`; must not depend on the encoder."""
+        """images (N, C, H, W) in [0, 1] -> views. Randomness only from `rng`.
+
+        Must not depend on the encoder or on anything else that training changes: it may run ahead, in another thread.
+        """
 
     @abstractmethod
     def forward(self, views: Views) -> StepOutput:

@@ -186,13 +186,13 @@ class Runner:
     """Runs stages of one project, several threads at a time, and can stop them all.
 
     Each stage's output goes to `logs/<stage>.log`, which is left alone where DVC finds nothing to do. jobs: how many
-    run side by side at most; each gets its share of the cores.
+    run side by side at most; each gets its share of the cores. decode_threads: of each, None for its share.
     """
 
-    def __init__(self, project: Path, logs: Path, jobs: int = 1) -> None:
+    def __init__(self, project: Path, logs: Path, jobs: int = 1, decode_threads: int | None = None) -> None:
         self.project = project
         self.logs = logs
-        self.jobs = jobs
+        self.jobs, self.decode_threads = jobs, decode_threads
         self.stopping = False
         self._lock = threading.Lock()
         self._running: list[subprocess.Popen[str]] = []
@@ -246,7 +246,7 @@ class Runner:
             process = subprocess.Popen(
                 leash.command("dvc", "--wait-for-lock", "repro", "--single-item", stage),
                 cwd=self.project,
-                env=child_environment(self.jobs),
+                env=child_environment(self.jobs, self.decode_threads),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -318,12 +318,13 @@ def end_group(process: subprocess.Popen[Any], grace: float = 30.0) -> None:
             time.sleep(0.05)
 
 
-def child_environment(jobs: int = 1) -> dict[str, str]:
+def child_environment(jobs: int = 1, decode_threads: int | None = None) -> dict[str, str]:
     """Environment for DVC: our own `contrast` found first, output unbuffered, no telemetry, one of `jobs` shares of the
-    cores."""
+    cores, as many threads for decoding."""
     folder = str(Path(sys.executable).parent)
     path = os.pathsep.join([folder, os.environ.get("PATH", os.defpath)])
-    return {**os.environ, **threads(jobs), "PATH": path, "PYTHONUNBUFFERED": "1", "DVC_NO_ANALYTICS": "1"}
+    shares = threads(jobs, decode_threads)
+    return {**os.environ, **shares, "PATH": path, "PYTHONUNBUFFERED": "1", "DVC_NO_ANALYTICS": "1"}
 
 
 def _group_exists(group: int) -> bool:

@@ -117,7 +117,8 @@ def pipeline(experiments: list[str] | None = None, project: str = ".", jobs: int
         plan = plan_run(folder, experiments or ())
         settings = RunSettings.read(folder)
         jobs = jobs or settings.jobs
-        session = Session(plan, Runner(folder, folder / LOGS, jobs), Board(stage.name for stage in plan.stages))
+        runner = Runner(folder, folder / LOGS, jobs, settings.decode_threads)
+        session = Session(plan, runner, Board(stage.name for stage in plan.stages))
         _run_to_the_end(session, jobs, settings.retries)
     _publish(folder, plan.experiments)
     if session.failures:

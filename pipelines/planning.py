@@ -24,10 +24,11 @@ LOCKS = STATE / "locks"
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """Section `run` of params.yaml: stages side by side, and how often a failed one is tried again."""
+    """Section `run` of params.yaml: stages side by side, how often a failed one is tried again, threads that decode."""
 
     jobs: int = 1
     retries: int = 1
+    decode_threads: int | None = None
 
     @classmethod
     def read(cls, project: Path) -> RunSettings:

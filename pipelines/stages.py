@@ -151,6 +151,7 @@ def ingest(project: Path) -> None:
         size=config["size"],
         splits=SplitRule(**config["splits"]),
         source_spec=config["source"],
+        max_shorter_side=config["max_shorter_side"],
         max_pixels=config["max_pixels"],
         report=_say,
     )

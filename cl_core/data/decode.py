@@ -20,10 +20,10 @@ import io
 import re
 import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 import simplejpeg
@@ -39,6 +39,10 @@ _ORIENTATION = 0x0112  # tag of EXIF 2.3, section 4.6.4
 _DAMAGED_JPEG = re.compile(r"premature end|bad huffman|instead of rst|bad arithmetic|inconsistent progression", re.I)
 
 
+Picture = np.ndarray | Image.Image  # (H, W, 3) uint8, or RGB
+T = TypeVar("T")
+
+
 class UnreadableImageError(Exception):
     """An image that cannot be used; the message is its reason in quarantine.csv, the same on every machine."""
 
@@ -49,14 +53,32 @@ def decode(image: bytes | Path | np.ndarray, *, size: int, max_pixels: int = MAX
     image: bytes of a file, the path of one, or an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), uint8 or uint16.
     Raises UnreadableImageError, and nothing else, for whatever is wrong with the image.
     """
-    try:
+    # Turning commutes with scaling and cropping, and a small square is quicker to turn.
+    return read(image, lambda picture, turn: upright(fit(picture, size), turn), side=size, max_pixels=max_pixels)
+
+
+def read(
+    image: bytes | Path | np.ndarray, finish: Callable[[Picture, int], T], *, side: int, max_pixels: int = MAX_PIXELS
+) -> T:
+    """What `finish` makes of the decoded picture, which is RGB but not yet upright, and its EXIF orientation, 1..8.
+
+    side: a JPEG may be decoded at a fraction of its size that leaves at least 2 * side pixels. The rest as `decode`.
+    """
+    with reasons():
         if isinstance(image, np.ndarray):
-            return _fit(_from_array(image, max_pixels), size)
+            return finish(_from_array(image, max_pixels), 1)
         if isinstance(image, bytes):
-            return _from_file(io.BytesIO(image), len(image), size, max_pixels)
+            return _from_file(io.BytesIO(image), len(image), finish, side, max_pixels)
         if isinstance(image, Path):
-            return _from_path(image, size, max_pixels)
+            return _from_path(image, finish, side, max_pixels)
         raise UnreadableImageError(f"a {type(image).__name__} in place of bytes, a path or an array")
+
+
+@contextmanager
+def reasons() -> Iterator[None]:
+    """Turn whatever is raised inside into an UnreadableImageError with its reason."""
+    try:
+        yield
     except UnreadableImageError:
         raise
     except Exception as error:  # a decoder fed with garbage may raise anything, and one file must not stop the rest
@@ -80,30 +102,8 @@ def quiet_pillow() -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = limit
 
 
-def _from_path(path: Path, size: int, max_pixels: int) -> np.ndarray:
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
-        raise UnreadableImageError("not a regular file")
-    with path.open("rb") as file:
-        return _from_file(file, status.st_size, size, max_pixels)
-
-
-def _from_file(file: BinaryIO, length: int, size: int, max_pixels: int) -> np.ndarray:
-    if length == 0:
-        raise UnreadableImageError("the file is empty")
-    if file.read(len(_JPEG_SIGNATURE)) == _JPEG_SIGNATURE:
-        data = _JPEG_SIGNATURE + file.read()
-        rgb = _from_jpeg(data, size, max_pixels)
-        if rgb is not None:
-            # Turning commutes with scaling and cropping, and a small square is quicker to turn.
-            return _upright(_fit(rgb, size), _jpeg_orientation(data))
-        file = io.BytesIO(data)
-    file.seek(0)
-    return _from_pillow(file, size, max_pixels)
-
-
-def _from_jpeg(data: bytes, size: int, max_pixels: int) -> np.ndarray | None:
-    """(H, W, 3), decoded at a fraction of its size if that is at least 2 * size; None where Pillow must judge."""
+def from_jpeg(data: bytes, side: int, max_pixels: int) -> np.ndarray | None:
+    """(H, W, 3), decoded at a fraction of its size if that is at least 2 * side; None where Pillow must judge."""
     try:
         height, width, colour, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
@@ -113,7 +113,7 @@ def _from_jpeg(data: bytes, size: int, max_pixels: int) -> np.ndarray | None:
         return None
     try:
         return simplejpeg.decode_jpeg(
-            data, "RGB", fastdct=False, fastupsample=False, min_height=2 * size, min_width=2 * size
+            data, "RGB", fastdct=False, fastupsample=False, min_height=2 * side, min_width=2 * side
         )
     except ValueError as error:
         if _DAMAGED_JPEG.search(str(error)):
@@ -121,7 +121,28 @@ def _from_jpeg(data: bytes, size: int, max_pixels: int) -> np.ndarray | None:
         return None
 
 
-def _from_pillow(file: BinaryIO, size: int, max_pixels: int) -> np.ndarray:
+def _from_path(path: Path, finish: Callable[[Picture, int], T], side: int, max_pixels: int) -> T:
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise UnreadableImageError("not a regular file")
+    with path.open("rb") as file:
+        return _from_file(file, status.st_size, finish, side, max_pixels)
+
+
+def _from_file(file: BinaryIO, length: int, finish: Callable[[Picture, int], T], side: int, max_pixels: int) -> T:
+    if length == 0:
+        raise UnreadableImageError("the file is empty")
+    if file.read(len(_JPEG_SIGNATURE)) == _JPEG_SIGNATURE:
+        data = _JPEG_SIGNATURE + file.read()
+        rgb = from_jpeg(data, side, max_pixels)
+        if rgb is not None:
+            return finish(rgb, jpeg_orientation(data))
+        file = io.BytesIO(data)
+    file.seek(0)
+    return _from_pillow(file, finish, max_pixels)
+
+
+def _from_pillow(file: BinaryIO, finish: Callable[[Picture, int], T], max_pixels: int) -> T:
     try:
         image = Image.open(file, formats=_formats())
     except UnidentifiedImageError as error:
@@ -131,8 +152,8 @@ def _from_pillow(file: BinaryIO, size: int, max_pixels: int) -> np.ndarray:
     with image:
         _check_size(*image.size, max_pixels)
         image.load()
-        # Only now: TIFFs are turned by Pillow while they load, and PNG may carry EXIF behind the pixels.
-        return _upright(_fit(_to_rgb(image), size), _orientation(image))
+        # The orientation only now: TIFFs are turned by Pillow while they load, PNG may carry EXIF behind the pixels.
+        return finish(_to_rgb(image), _orientation(image))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -154,7 +175,7 @@ def _from_32_bits(pixels: np.ndarray) -> Image.Image:
     return Image.fromarray(_to_8_bits(pixels)).convert("RGB")
 
 
-def _from_array(pixels: np.ndarray, max_pixels: int) -> np.ndarray | Image.Image:
+def _from_array(pixels: np.ndarray, max_pixels: int) -> Picture:
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[:, :, 0]
     if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (3, 4)):
@@ -178,7 +199,7 @@ def _over_white(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
-def _fit(picture: np.ndarray | Image.Image, size: int) -> np.ndarray:
+def fit(picture: Picture, size: int) -> np.ndarray:
     """Scale the shorter side to `size` (bicubic, antialiased) and crop the centre: (size, size, 3) uint8.
 
     An image of that size already is returned as it is. Only the square that remains is computed, so that a strip of
@@ -197,7 +218,7 @@ def _fit(picture: np.ndarray | Image.Image, size: int) -> np.ndarray:
     return np.asarray(picture)
 
 
-def _jpeg_orientation(data: bytes) -> int:
+def jpeg_orientation(data: bytes) -> int:
     """Orientation of a JPEG; Pillow, which is slow to start, is asked only where there is something to find."""
     if b"Exif\0\0" not in data and b"tiff:Orientation" not in data:
         return 1
@@ -216,7 +237,7 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     """Undo an EXIF orientation; values outside 1..8 mean nothing."""
     if orientation == 1:
         return pixels

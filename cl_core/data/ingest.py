@@ -9,7 +9,6 @@ Memory stays flat: under 100 bytes per image, and what is in flight. The folder 
 from __future__ import annotations
 
 import csv
-import hashlib
 import os
 import shutil
 from collections import deque
@@ -17,13 +16,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from cl_core.data.decode import MAX_PIXELS, UnreadableImageError, decode, quiet_pillow
+from cl_core.data.decode import MAX_PIXELS, quiet_pillow
 from cl_core.data.files import write_json
-from cl_core.data.shards import CHANNELS, FORMAT, SHARD_ROWS, ShardWriter, read_shard
+from cl_core.data.form import Form, Stored
+from cl_core.data.shards import CHANNELS, FORMAT, SHARD_ROWS, Layout, ShardWriter, read_shard
 from cl_core.data.splits import SPLITS, SplitRule, Survey, hash_words, survey
 from cl_core.errors import DataError
 from cl_core.examples import Example, Source
@@ -45,14 +45,16 @@ def ingest(
     size: int,
     splits: SplitRule,
     source_spec: Mapping[str, Any],
+    max_shorter_side: int | None = None,
     max_pixels: int = MAX_PIXELS,
     workers: int | None = None,
     report: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Write the store `out`, images (size, size, 3) uint8, and return its manifest.
 
-    source_spec: {"name", "options"} for the manifest. max_pixels: larger images are quarantined unread. workers:
-    threads, None for one per core. report: gets a few lines of summary.
+    source_spec: {"name", "options"} for the manifest. max_shorter_side: makes the layout `encoded`, JPEG files whose
+    shorter side has at most that many pixels, at least `size`. max_pixels: larger images are quarantined unread.
+    workers: threads, None for one per core. report: gets a few lines of summary.
     Raises DataError where keys come twice, an example is invalid, no image is left for train, the source changes
     meanwhile, or `out` holds other files than a store's.
     """
@@ -66,8 +68,9 @@ def ingest(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        with quiet_pillow(), _StoreWriter(partial, plan, size) as store:
-            for position, image in enumerate(_decoded(source, plan, size, max_pixels, workers or _cores())):
+        form = Form(size, max_shorter_side, max_pixels)
+        with quiet_pillow(), _StoreWriter(partial, plan, form) as store:
+            for position, image in enumerate(_decoded(source, plan, form, workers or _cores())):
                 store.add(position, image)
                 if (position + 1) % max(_PROGRESS, len(plan) // 10) == 0:
                     report(f"{position + 1:,} of {len(plan):,} images read")
@@ -81,22 +84,13 @@ def ingest(
     return manifest
 
 
-class _Decoded(NamedTuple):
-    """One example after decoding: the image and a hash of its pixels, or the reason why there is none."""
-
-    key: str
-    image: np.ndarray | None = None
-    digest: bytes = b""
-    reason: str = ""
-
-
-def _decoded(source: Source, plan: Survey, size: int, max_pixels: int, workers: int) -> Iterator[_Decoded]:
+def _decoded(source: Source, plan: Survey, form: Form, workers: int) -> Iterator[Stored]:
     """The second pass: every example of the source, decoded in threads, in order, a bounded number in flight."""
-    pending: deque[Future[list[_Decoded]]] = deque()
+    pending: deque[Future[list[Stored]]] = deque()
     with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
         try:
             for chunk in _chunks(_unchanged(source, plan)):
-                pending.append(pool.submit(_decode_chunk, chunk, size, max_pixels))
+                pending.append(pool.submit(lambda examples: [form(example) for example in examples], chunk))
                 if len(pending) > 2 * workers:
                     yield from pending.popleft().result()
             while pending:
@@ -104,19 +98,6 @@ def _decoded(source: Source, plan: Survey, size: int, max_pixels: int, workers: 
         finally:
             for future in pending:
                 future.cancel()
-
-
-def _decode_chunk(chunk: list[Example], size: int, max_pixels: int) -> list[_Decoded]:
-    return [_decode_one(example, size, max_pixels) for example in chunk]
-
-
-def _decode_one(example: Example, size: int, max_pixels: int) -> _Decoded:
-    try:
-        image = decode(example.image, size=size, max_pixels=max_pixels)
-    except UnreadableImageError as error:
-        return _Decoded(example.key, reason=str(error))
-    image = np.ascontiguousarray(image)
-    return _Decoded(example.key, image, hashlib.sha256(image.data).digest()[:16])
 
 
 def _unchanged(source: Source, plan: Survey) -> Iterator[Example]:
@@ -142,8 +123,8 @@ def _chunks(examples: Iterable[Example]) -> Iterator[list[Example]]:
 class _StoreWriter:
     """The shards, the quarantine list and the counts of a store in the making."""
 
-    def __init__(self, folder: Path, plan: Survey, size: int) -> None:
-        self._folder, self._plan, self._size = folder, plan, size
+    def __init__(self, folder: Path, plan: Survey, form: Form) -> None:
+        self._folder, self._plan, self._form = folder, plan, form
         self._writers: dict[int, ShardWriter] = {}
         self._quarantine_file = (folder / "quarantine.csv").open("w", newline="", encoding="utf-8")
         self._quarantine = csv.writer(self._quarantine_file, lineterminator="\n")
@@ -162,7 +143,7 @@ class _StoreWriter:
         for writer in self._writers.values():
             writer.abort()
 
-    def add(self, position: int, decoded: _Decoded) -> None:
+    def add(self, position: int, decoded: Stored) -> None:
         """Store the image, or its reason; `position` is its place in the plan."""
         if decoded.image is None:
             self._quarantine.writerow([decoded.key, decoded.reason])
@@ -172,7 +153,7 @@ class _StoreWriter:
             return
         split, label = int(self._plan.splits[position]), int(self._plan.labels[position])
         if split not in self._writers:
-            self._writers[split] = ShardWriter(self._folder, SPLITS[split], self._size)
+            self._writers[split] = self._form.writer(self._folder, SPLITS[split])
         self._writers[split].add(decoded.key, label, decoded.image)
         self._counts[split, label] += 1
         self._digests += decoded.digest
@@ -186,8 +167,8 @@ class _StoreWriter:
         os.fsync(self._quarantine_file.fileno())
         return {
             "format": FORMAT,
-            "layout": "decoded",
-            "image_size": self._size,
+            "layout": self._form.layout,
+            "image_size": self._form.size,
             "channels": CHANNELS,
             "classes": self._plan.classes,
             "splits": splits,
@@ -220,7 +201,7 @@ class _StoreWriter:
         """Images whose stored pixels also occur in an earlier split: [[key there, key here], ...]."""
         codes = np.frombuffer(self._splits, dtype=np.uint8)
         pairs = _repeated_later(np.frombuffer(self._digests, dtype="<u8").reshape(-1, 2), codes)
-        names = _KeyReader(self._folder, splits, codes)
+        names = _KeyReader(self._folder, self._form.layout, splits, codes)
         listed = [[names[int(first)], names[int(again)]] for first, again in pairs[:_LISTED]]
         return {"across_splits": listed, "count": len(pairs)}
 
@@ -243,8 +224,8 @@ def _repeated_later(digests: np.ndarray, splits: np.ndarray) -> np.ndarray:
 class _KeyReader:
     """Keys by position among the images kept, read back from the shards, so that none need be held in memory."""
 
-    def __init__(self, folder: Path, splits: Mapping[str, Any], codes: np.ndarray) -> None:
-        self._folder, self._splits, self._codes = folder, splits, codes
+    def __init__(self, folder: Path, layout: Layout, splits: Mapping[str, Any], codes: np.ndarray) -> None:
+        self._folder, self._layout, self._splits, self._codes = folder, layout, splits, codes
 
     def __getitem__(self, position: int) -> str:
         code = self._codes[position]
@@ -253,7 +234,7 @@ class _KeyReader:
         return key
 
     def _table(self, split: str, shard: int) -> Any:
-        return read_shard(self._folder / self._splits[split]["shards"][shard]["file"]).table
+        return read_shard(self._folder / self._splits[split]["shards"][shard]["file"], self._layout).table
 
 
 def _summary(manifest: Mapping[str, Any], reasons: list[str]) -> Iterator[str]:

@@ -1,24 +1,26 @@
 """Batches for training, gathered ahead of time by one background thread.
 
 The order is `sampling.batch_rows`, a pure function of (seed, step), so a loader started at step s gives what an
-uninterrupted one gives from s on, and it has no state to save. One thread is enough: a batch is one gather from
-memory-mapped pixels, and everything random happens later, batched, on the device that trains.
+uninterrupted one gives from s on, and it has no state to save. One thread is enough: from a decoded store a batch is
+one gather from memory-mapped pixels, and everything random happens later, batched, on the device that trains. From an
+encoded store the thread also makes the views, for only they know which crops to decode; more threads decode for it.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from queue import Empty, Full, Queue
 
 import torch
 from torch import Tensor
 
 from cl_core.data.sampling import epoch_order
-from cl_core.data.store import Split, to_float
+from cl_core.data.store import Split, moved
 from cl_core.errors import DataError
+from cl_core.types import Views
 
 _POLL = 0.1  # seconds after which a thread that waits for room looks whether it should end
 
@@ -28,7 +30,8 @@ class Batch:
     """What one step trains on, all of it on the device that trains.
 
     images: (N, C, H, W) float32 in [0, 1], channels-last memory. labels: (N,) int64, -1 where there is none. rows: (N,)
-    int64 rows within the split. epoch: how often each of them has been seen before. step: counted from 0.
+    int64 rows within the split. epoch: how often each of them has been seen before. step: counted from 0. views: made
+    of the images already, where the loader was asked to.
     """
 
     images: Tensor
@@ -36,13 +39,15 @@ class Batch:
     rows: Tensor
     epoch: int
     step: int
+    views: Views | None = None
 
 
 class Loader:
     """The batches of steps `start` to `stop` - 1; every iteration begins at `start` again.
 
-    device: where the batches go. prefetch: batches made ahead. waited: seconds that the consumer has spent waiting for
-    data, over all iterations. Raises DataError where the split cannot fill a batch.
+    device: where the batches go. views: makes the views of each batch, in the thread. prefetch: batches made ahead; one
+    more is in the making. waited: seconds that the consumer has spent waiting for data, over all iterations.
+    Raises DataError where the split cannot fill a batch.
     """
 
     def __init__(
@@ -54,12 +59,13 @@ class Loader:
         start: int,
         stop: int,
         device: torch.device,
+        views: Callable[[Batch], Views] | None = None,
         prefetch: int = 2,
     ) -> None:
         _check_batch_size(split, batch_size)
         self._split, self._batch_size, self._seed = split, batch_size, seed
         self._steps = range(start, stop)
-        self._device = device
+        self._device, self._views = device, views
         self._prefetch = prefetch
         self._labels = torch.from_numpy(split.labels)
         self.steps_per_epoch = len(split) // batch_size
@@ -105,19 +111,14 @@ class Loader:
             yield self._batch(order[k * self._batch_size : (k + 1) * self._batch_size], epoch, step)
 
     def _batch(self, rows: Tensor, epoch: int, step: int) -> Batch:
-        return Batch(
-            images=to_float(self._moved(self._split.images(rows))),
-            labels=self._moved(self._labels[rows]),
-            rows=self._moved(rows),
+        batch = Batch(
+            images=self._split.floats(rows, self._device),
+            labels=moved(self._labels[rows], self._device),
+            rows=moved(rows, self._device),
             epoch=epoch,
             step=step,
         )
-
-    def _moved(self, tensor: Tensor) -> Tensor:
-        """On the device; from pinned memory, so that a GPU fetches it while it computes."""
-        if self._device.type == "cuda":
-            tensor = tensor.pin_memory()
-        return tensor.to(self._device, non_blocking=True)
+        return batch if self._views is None else replace(batch, views=self._views(batch))
 
 
 def _check_batch_size(split: Split, batch_size: int) -> None:

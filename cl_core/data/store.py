@@ -1,7 +1,7 @@
-"""The dataset as the rest of the pipeline sees it: splits of keys, labels and memory-mapped pixels.
+"""The dataset as the rest of the pipeline sees it: splits of keys, labels and images.
 
-Reads what `data.ingest` wrote; never writes, never decodes. Opening checks that every shard is there with its rows;
-`verify` also reads all bytes.
+Reads what `data.ingest` wrote, memory-mapped; never writes. Of the layout `decoded` images are copied, of `encoded`
+they are decoded when asked for. Opening checks that every shard is there with its rows; `verify` also reads all bytes.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from cl_core.data.files import sha256_bytes, sha256_file
-from cl_core.data.shards import FORMAT, REMEDY, Shard, read_shard
+from cl_core.data.jpeg import JpegFiles
+from cl_core.data.lazy import LazyImages
+from cl_core.data.shards import FORMAT, REMEDY, JpegBlock, Layout, Shard, read_shard
 from cl_core.data.splits import SPLITS, hash_words
 from cl_core.errors import DataError
 
@@ -35,6 +37,7 @@ class Store:
         self.path, self.manifest, self.digest = path, manifest, digest
         self.image_size: int = manifest["image_size"]
         self.channels: int = manifest["channels"]
+        self.layout: Layout = manifest["layout"]
         self.classes: list[str] = manifest["classes"]
         self._splits = {name: self._read_split(name) for name in manifest["splits"]}
 
@@ -77,23 +80,26 @@ class Store:
         shards = []
         for listed in self.manifest["splits"][name]["shards"]:
             path = self.path / listed["file"]
-            shards.append(read_shard(path))
+            shards.append(read_shard(path, self.layout))
             self._check_shard(shards[-1], listed["rows"], path)
-        return Split(name, shards, image_size=self.image_size, channels=self.channels)
+        kind = EncodedSplit if self.layout == "encoded" else Split
+        return kind(name, shards, image_size=self.image_size, channels=self.channels)
 
     def _check_shard(self, shard: Shard, rows: int, path: Path) -> None:
         if shard.table.num_rows != rows:
             raise DataError(f"the shard {path} has {shard.table.num_rows} rows, the manifest says {rows}; {REMEDY}")
         width = self.image_size**2 * self.channels
-        if any(block.shape[1] != width for block in shard.images):
+        if self.layout == "decoded" and any(block.shape[1] != width for block in shard.images):
             raise DataError(f"the shard {path} does not hold {self.image_size} x {self.image_size} images; {REMEDY}")
 
 
 class Split:
     """Some images of a store, in a fixed order; row i is key i, label i and image i.
 
-    image_size: H = W. channels: C = 3.
+    image_size: H = W. channels: C = 3. is_encoded: whether images are decoded when they are asked for.
     """
+
+    is_encoded = False
 
     def __init__(
         self, name: str, shards: list[Shard], *, image_size: int, channels: int, chosen: np.ndarray | None = None
@@ -126,14 +132,17 @@ class Split:
 
         Raises IndexError for a row that is not there.
         """
-        rows = self._shard_rows(rows)
+        blocks, rows = self._places(rows)
         pixels = np.empty((len(rows), self.image_size**2 * self.channels), dtype=np.uint8)
-        block_of = np.searchsorted(self._starts, rows, side="right") - 1
-        for number in np.unique(block_of):
-            here = np.flatnonzero(block_of == number)
-            pixels[here] = self._blocks[number][rows[here] - self._starts[number]]
+        for number in np.unique(blocks):
+            here = np.flatnonzero(blocks == number)
+            pixels[here] = self._blocks[number][rows[here]]
         shape = (len(rows), self.image_size, self.image_size, self.channels)
         return torch.from_numpy(pixels.reshape(shape)).permute(0, 3, 1, 2)
+
+    def floats(self, rows: Rows, device: torch.device) -> Tensor:
+        """The images as float32 in [0, 1] on a device, for views to be made of; perhaps not yet decoded, see `lazy`."""
+        return to_float(moved(self.images(rows), device))
 
     def by_hash(self, count: int) -> Split:
         """The `count` examples of smallest key hash, all if there are fewer, in the same order as before.
@@ -147,7 +156,7 @@ class Split:
 
     def select(self, rows: Rows) -> Split:
         """The given rows, (M,) int64 in [0, N), in the given order."""
-        return Split(
+        return type(self)(
             self.name,
             self._shards,
             image_size=self.image_size,
@@ -161,8 +170,46 @@ class Split:
             raise IndexError(f"rows {rows.min()}..{rows.max()} of {self.name}, which has {len(self)}")
         return rows if self._chosen is None else self._chosen[rows]
 
+    def _places(self, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
+        """The number of each row's block, and the row in there."""
+        rows = self._shard_rows(rows)
+        blocks = np.searchsorted(self._starts, rows, side="right") - 1
+        return blocks, rows - self._starts[blocks]
+
     def _column(self, name: str) -> pa.ChunkedArray:
         return pa.chunked_array([chunk for shard in self._shards for chunk in shard.table.column(name).chunks])
+
+
+class EncodedSplit(Split):
+    """A split whose images are JPEG files. Raises DataError, naming the image, where one cannot be decoded."""
+
+    is_encoded = True
+    _blocks: list[JpegBlock]
+
+    def images(self, rows: Rows) -> Tensor:
+        """As of any split, (M, C, H, W) uint8: the shorter side scaled to the image size, the centre cropped."""
+        return self._files(rows).squares(self.image_size)
+
+    def floats(self, rows: Rows, device: torch.device) -> Tensor:
+        """The images in [0, 1], decoded when somebody looks at them, whole or only a crop of each."""
+        return LazyImages.of(self._files(rows), self.image_size, device)
+
+    def _files(self, rows: Rows) -> JpegFiles:
+        blocks, inner = self._places(rows)
+        found = [(self._blocks[block], row) for block, row in zip(blocks, inner, strict=True)]
+        return JpegFiles(
+            data=[block.file(row) for block, row in found],
+            heights=np.array([block.heights[row] for block, row in found], dtype=np.int64),
+            widths=np.array([block.widths[row] for block, row in found], dtype=np.int64),
+            names=lambda number: f"the image {self.keys[int(rows[number])]!r} of {self.name}",
+        )
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """On the device; from pinned memory, so that a GPU fetches it while it computes."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -176,6 +223,10 @@ def _parsed(data: bytes, path: Path) -> dict[str, Any]:
         written = manifest["format"]
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is damaged ({error!r}); {REMEDY}") from error
+    if written == FORMAT and manifest.get("layout") not in get_args(Layout):
+        raise DataError(
+            f"{path} has the layout {manifest.get('layout')!r}, not {' or '.join(get_args(Layout))}; {REMEDY}"
+        )
     if written != FORMAT:
         raise DataError(
             f"{path} has the format {written!r}, this version of contrast reads {FORMAT!r}; delete the folder and run "

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from cl_core.config import OptimizerConfig
+from cl_core.data.lazy import decoded
 from cl_core.data.sampling import SampleRng, batch_rows
 from cl_core.data.store import Split, to_float
 from cl_core.measures.metrics import bootstrap_interval, share, topk_correct
@@ -55,8 +56,8 @@ class Batches:
         """Images (size, C, H, W) in [0, 1] and labels (size,) int64 of a step, counted from 0, on the device."""
         picked, epoch = batch_rows(len(self.rows), self.size, step, self.seed)
         rows = torch.from_numpy(self.rows)[picked]
-        images = to_float(self.split.images(rows).to(self.device))
-        images = self.augment(images, SampleRng(self.seed, epoch, rows.to(self.device)))
+        images = self.split.floats(rows, self.device)
+        images = decoded(self.augment(images, SampleRng(self.seed, epoch, rows.to(self.device))))
         return images, torch.from_numpy(self.split.labels[rows.numpy()]).to(self.device)
 
 

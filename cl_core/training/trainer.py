@@ -65,12 +65,24 @@ class Run:
         return Schedule.of(self.schedule, peak, self.steps_per_epoch, self.method.lr_restarts)
 
     def loader(self, start: int, stop: int) -> Loader:
-        """The batches of these steps. Raises DataError where the split cannot fill a batch."""
-        size, seed, device = self.train.batch_size, self.seed, self.device
-        return Loader(self.split, batch_size=size, seed=seed, start=start, stop=stop, device=device)
+        """The batches of these steps. Raises DataError where the split cannot fill a batch.
+
+        Of an encoded store with their views, so that the next images are decoded while a step computes.
+        """
+        return Loader(
+            self.split,
+            batch_size=self.train.batch_size,
+            seed=self.seed,
+            start=start,
+            stop=stop,
+            device=self.device,
+            views=self.views if self.split.is_encoded else None,
+        )
 
     def views(self, batch: Batch) -> Views:
         """What the method looks at; with labels only if it asks for them."""
+        if batch.views is not None:
+            return batch.views
         if self.materialized is None:
             views = views_of(self.method, batch.images, self.seed, batch.epoch, batch.rows)
         else:
@@ -80,9 +92,8 @@ class Run:
     def areas(self) -> list[float]:
         """How large the views are, as shares of an image; see `Views.areas`."""
         rows = torch.arange(min(2, len(self.split)))
-        images, labels = to_float(self.split.images(rows)), torch.from_numpy(self.split.labels[rows])
-        parts = {"images": images, "labels": labels, "rows": rows}
-        batch = Batch(**{name: part.to(self.device) for name, part in parts.items()}, epoch=0, step=0)
+        images, labels = self.split.floats(rows, self.device), torch.from_numpy(self.split.labels[rows])
+        batch = Batch(images=images, labels=labels.to(self.device), rows=rows.to(self.device), epoch=0, step=0)
         return self.views(batch).areas(self.split.image_size)
 
     def updater(self, choice: Choice, method: Method | None = None) -> Updater:
@@ -274,8 +285,9 @@ def begin(
         trainer.load(state)
         say(f"continuing after step {trainer.step} of {trainer.total_steps} ({trainer.choice}, as before)")
         return trainer
-    first = next(iter(run.loader(0, 1)))
+    loader = run.loader(0, 1)  # refuses a split that is too small, before anything is computed from it
     prepare(run)
+    first = next(iter(loader))
     trainer = Trainer(run, choose(run, first, decisions, say), checkpoints, knn)
     length = f"{trainer.total_steps} steps on {torch.get_num_threads()} threads"
     say(f"training for {length}, peak learning rate {run.rates.peak_lr:.6g}, {trainer.choice}")

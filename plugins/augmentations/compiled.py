@@ -19,6 +19,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
+_NOTHING = 1e-8  # weights of a filter below this are left out: all together they move a pixel by less than 1e-7
 _MIN_PER_THREAD = 8  # images; fewer are not worth handing to another thread
 
 # Sums may be reordered and products fused into them, or loops would not become vector instructions. NaNs stay NaNs.
@@ -304,13 +305,17 @@ def _blur(images: Any, hit: Any, weights: Any) -> None:
     mixed = np.empty((height, width + 2 * radius), np.float32)
     for n in range(len(images)):
         if hit[n]:
+            reach = radius
+            while reach > 0 and weights[n, radius + reach] < _NOTHING:
+                reach -= 1
+            taps = weights[n, radius - reach : radius + reach + 1]
             for channel in range(channels):
                 plane = images[n, channel]
                 for y in range(height):
-                    _mix_reflected(plane, y, weights[n], mixed[y, radius : radius + width])
+                    _mix_reflected(plane, y, taps, mixed[y, reach : reach + width])
                 for y in range(height):
-                    _reflect(mixed[y], radius, width)
-                    _filter(mixed[y], weights[n], plane[y])
+                    _reflect(mixed[y], reach, width)
+                    _filter(mixed[y], taps, plane[y])
 
 
 @_compile

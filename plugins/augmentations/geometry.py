@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from pydantic import Field, NonNegativeInt, PositiveFloat
 from torch import Tensor
 
+from cl_core.data.lazy import LazyImages
 from cl_core.data.sampling import SampleRng
 from cl_core.errors import DataError
 from cl_core.types import UnitInterval
@@ -47,17 +48,28 @@ class RandomResizedCrop(Operation):
         check_increasing("random_resized_crop.ratio", ratio)
         self.size, self.scale, self.ratio, self.interpolation = size, scale, ratio, interpolation
 
-    def draw(self, rng: SampleRng, height: int, width: int) -> dict[str, Tensor]:
-        """Return the integer boxes top, left, height, width, each (N,) int64."""
+    def __call__(self, images: Tensor, rng: SampleRng) -> Tensor:
+        """Return the crops; of images that are not decoded yet, cut from them as they are stored."""
+        if not isinstance(images, LazyImages):
+            return super().__call__(images, rng)
+        boxes = self.draw(rng, images.heights, images.widths)
+        return images.resized_crops(**boxes, size=self._out_size(images), mode=self.interpolation)
+
+    def draw(self, rng: SampleRng, height: int | Tensor, width: int | Tensor) -> dict[str, Tensor]:
+        """Return the integer boxes top, left, height, width, each (N,) int64.
+
+        height, width: of all images, or (N,) of each.
+        """
+        height, width = (torch.as_tensor(side, device=rng.device).expand(len(rng)) for side in (height, width))
         # Double precision: a box must not depend on how a device rounds a square root.
-        area = rng.uniform(*self.scale, (_TRIES,)).double() * (height * width)
+        area = rng.uniform(*self.scale, (_TRIES,)).double() * (height * width)[:, None]
         ratio = rng.uniform(math.log(self.ratio[0]), math.log(self.ratio[1]), (_TRIES,)).double().exp()
         tall, wide = (area / ratio).sqrt().round().long(), (area * ratio).sqrt().round().long()
-        fits = (wide > 0) & (wide <= width) & (tall > 0) & (tall <= height)
+        fits = (wide > 0) & (wide <= width[:, None]) & (tall > 0) & (tall <= height[:, None])
         first, found = fits.int().argmax(dim=1, keepdim=True), fits.any(dim=1)
-        fallback = self._largest_box(height, width)
-        tall = torch.where(found, tall.gather(1, first)[:, 0], fallback[0])
-        wide = torch.where(found, wide.gather(1, first)[:, 0], fallback[1])
+        largest = self._largest_box(height, width)
+        tall = torch.where(found, tall.gather(1, first)[:, 0], largest[0])
+        wide = torch.where(found, wide.gather(1, first)[:, 0], largest[1])
         top = torch.where(found, _at_random(rng, height - tall), (height - tall) // 2)
         left = torch.where(found, _at_random(rng, width - wide), (width - wide) // 2)
         return {"top": top, "left": left, "height": tall, "width": wide}
@@ -65,7 +77,7 @@ class RandomResizedCrop(Operation):
     def apply(self, images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor) -> Tensor:
         """Return the boxes resized: (N, C, size, size)."""
         full_height, full_width = images.shape[-2:]
-        out_height, out_width = (self.size, self.size) if self.size else (full_height, full_width)
+        out_height, out_width = self._out_size(images)
         rows = resize_matrix(top, height, full_height, out_height, self.interpolation)
         columns = resize_matrix(left, width, full_width, out_width, self.interpolation)
         # Weights that sum to one up to rounding may leave [0, 1] by an ulp; cubic ones overshoot at edges.
@@ -73,17 +85,18 @@ class RandomResizedCrop(Operation):
 
     def compiled(self, images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor) -> Tensor:
         """As `apply`."""
-        size = (self.size, self.size) if self.size else (images.shape[-2], images.shape[-1])
         boxes = torch.stack([top, left, height, width], dim=1)
-        return compiled.crop(images, boxes, size, cubic=self.interpolation == "bicubic")
+        return compiled.crop(images, boxes, self._out_size(images), cubic=self.interpolation == "bicubic")
 
-    def _largest_box(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of the centre crop taken where no candidate fits."""
-        if width / height < self.ratio[0]:
-            return round(width / self.ratio[0]), width
-        if width / height > self.ratio[1]:
-            return height, round(height * self.ratio[1])
-        return height, width
+    def _out_size(self, images: Tensor) -> tuple[int, int]:
+        height, width = images.shape[-2:]
+        return (self.size, self.size) if self.size else (height, width)
+
+    def _largest_box(self, height: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
+        """Height and width of the centre crops taken where no candidate fits, each (N,)."""
+        tall = torch.minimum(height, (width.double() / self.ratio[0]).round().long())
+        wide = torch.minimum(width, (height.double() * self.ratio[1]).round().long())
+        return tall.clamp(min=1), wide.clamp(min=1)
 
 
 class RandomCrop(Operation):

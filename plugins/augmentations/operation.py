@@ -43,7 +43,10 @@ class Operation(ABC):
     def overwrite(self, images: Tensor, rng: SampleRng) -> Tensor:
         """As calling it, but for images that nobody needs any more: saves a copy of the batch."""
         parameters = self.draw(rng, *images.shape[-2:])
-        return self.compiled(images, **parameters) if compiled.takes(images) else self.apply(images, **parameters)
+        if not compiled.takes(images):
+            return self.apply(images, **parameters)
+        # Loops that write into an image run along its planes, which another augmentation may have left interleaved.
+        return self.compiled(images.contiguous() if self.changes_input else images, **parameters)
 
 
 def per_sample(values: Tensor) -> Tensor:

@@ -36,6 +36,7 @@ PLUGIN_API = {
     "cl_core.errors",
     "cl_core.heads",
     "cl_core.hookspecs",
+    "cl_core.data.lazy",
     "cl_core.data.sampling",
     "cl_core.measures.diagnostics",
     "cl_core.measures.logistic",

@@ -101,3 +101,12 @@ def test_a_chain_leaves_its_input_alone_where_an_operation_returns_it():
     view = lambda images, rng: images[:, :, 1:]  # noqa: E731
     Chain([("same", same), ("view", view), ("flip", HorizontalFlip(1.0)), ("jitter", ColorJitter())])(images, rng())
     assert torch.equal(images, before)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_a_chain_may_hand_on_images_in_any_layout(name):
+    def interleaved(images, rng):
+        return (images * 0.5).contiguous(memory_format=torch.channels_last)
+
+    made = Chain([("interleaved", interleaved), (name, OPERATIONS[name])])(pictures(), rng())
+    assert torch.equal(made, OPERATIONS[name](pictures() * 0.5, rng().child(1)))

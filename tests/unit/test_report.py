@@ -20,7 +20,7 @@ from rich.console import Console
 from safetensors.torch import save_file
 
 from cl_core.data.files import sha256_file, write_json
-from cl_core.data.shards import ShardWriter
+from cl_core.data.shards import PixelWriter
 from cl_core.data.store import Store
 from cl_core.errors import DataError
 from cl_core.evaluation.features import Features
@@ -63,7 +63,7 @@ def write_store(
     rng = np.random.default_rng(0)
     splits: dict[str, Any] = {}
     for split, count in counts.items():
-        writer = ShardWriter(folder, split, size)
+        writer = PixelWriter(folder, split, size)
         labels = [row % len(classes) if classes else -1 for row in range(count)]
         for row, label in enumerate(labels):
             writer.add(f"{split}/{row:04d}.png", label, picture(max(label, 0), rng))

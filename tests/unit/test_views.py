@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from cl_core.data.files import sha256_file
 from cl_core.data.preview import draw_preview
 from cl_core.data.sampling import SampleRng
-from cl_core.data.shards import ShardWriter, read_shard
+from cl_core.data.shards import PixelWriter, read_shard
 from cl_core.data.store import Split, to_float
 from cl_core.data.views import Chain, MaterializedViews, views_of, write_views
 from cl_core.errors import DataError
@@ -69,7 +69,7 @@ def split(tmp_path_factory: pytest.TempPathFactory) -> Split:
     coarse = SampleRng(1, 1, torch.arange(COUNT)).uniform(shape=(3, 4, 4))
     coarse[:30] = coarse[:30, :, :1, :1]
     pixels = nn.functional.interpolate(coarse, size=(SIDE, SIDE), mode="bilinear").mul(255).round().to(torch.uint8)
-    writer = ShardWriter(folder, "train", SIDE)
+    writer = PixelWriter(folder, "train", SIDE)
     for row, image in enumerate(pixels.permute(0, 2, 3, 1).numpy()):
         writer.add(f"{row:04d}.png", row % 3, image)
     return Split("train", [read_shard(folder / shard["file"]) for shard in writer.close()], image_size=SIDE, channels=3)

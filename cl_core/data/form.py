@@ -1,0 +1,61 @@
+"""What a store keeps of one image: pixels of a square, or a JPEG file; ingest applies it in threads."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from cl_core.data.decode import UnreadableImageError, decode
+from cl_core.data.encode import encode
+from cl_core.data.shards import JpegWriter, Layout, PixelWriter, ShardWriter
+from cl_core.types import Example
+
+
+class Stored(NamedTuple):
+    """One example after decoding: what the store keeps and a hash of its square, or the reason why there is none.
+
+    image: (size, size, 3) uint8, or (bytes of a JPEG file, its height, its width).
+    """
+
+    key: str
+    image: np.ndarray | tuple[bytes, int, int] | None = None
+    digest: bytes = b""
+    reason: str = ""
+
+
+class Form(NamedTuple):
+    """What becomes of an image.
+
+    size: side of the square. max_shorter_side: of a JPEG file; None for pixels. max_pixels: larger ones are refused.
+    """
+
+    size: int
+    max_shorter_side: int | None
+    max_pixels: int
+
+    @property
+    def layout(self) -> Layout:
+        """The name in the manifest."""
+        return "decoded" if self.max_shorter_side is None else "encoded"
+
+    def writer(self, folder: Path, split: str) -> ShardWriter:
+        """Writes the shards of a split."""
+        return PixelWriter(folder, split, self.size) if self.max_shorter_side is None else JpegWriter(folder, split)
+
+    def __call__(self, example: Example) -> Stored:
+        """Verify and convert; never raises for what is wrong with an image."""
+        try:
+            image, square = self._converted(example)
+        except UnreadableImageError as error:
+            return Stored(example.key, reason=str(error))
+        return Stored(example.key, image, hashlib.sha256(np.ascontiguousarray(square).data).digest()[:16])
+
+    def _converted(self, example: Example) -> tuple[np.ndarray | tuple[bytes, int, int], np.ndarray]:
+        if self.max_shorter_side is None:
+            pixels = np.ascontiguousarray(decode(example.image, size=self.size, max_pixels=self.max_pixels))
+            return pixels, pixels
+        jpeg, height, width, square = encode(example.image, **self._asdict())
+        return (jpeg, height, width), square
