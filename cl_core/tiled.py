@@ -1,0 +1,221 @@
+"""Log-sum-exps over all candidates of a batch, tile by tile: memory is linear in the batch where the scores are not.
+
+What contrastive objectives share. The scores of anchors with candidates are never all held at once: the forward pass
+keeps a number per anchor, the backward pass computes the tiles again, as FlashAttention does (Dao et al. 2022,
+arXiv:2205.14135). Gradients are exact; there are no second derivatives.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+Score = Callable[[Tensor, Tensor], Tensor]
+
+CPU_TILE = 512  # rows and columns of dot products: 1 MB in float32, which stays in the cache
+CPU_TILE_OF_SCORES = 256  # of any other score, which may need much more for a pair than its result
+GPU_TILE = 4096  # memory is cheaper there than launching kernels
+
+
+def dot(anchors: Tensor, candidates: Tensor) -> Tensor:
+    """(N, D), (M, D) -> (N, M)."""
+    return anchors @ candidates.T
+
+
+def log_sum_exp(anchors: Tensor, candidates: Tensor, left_out: Tensor | None = None, score: Score = dot) -> Tensor:
+    """log sum_j exp(score(anchor i, candidate j)), whatever the size of the scores: (N, D), (M, D) -> (N,).
+
+    left_out: (N, K) int64, the rows of candidates that anchor i does not sum over, such as itself; an index outside of
+        [0, M) leaves out nothing, None sums over all. An anchor that leaves out everything gets -inf and no gradient.
+        Anchors may be those of one process and candidates those of all: row i of the anchors then is row
+        `offset + i` of the candidates, with the number of candidates of the processes before as the offset.
+    score: (B, D), (C, D) -> (B, C), looks at one pair at a time and gives the same when asked again. Learned weights
+        must be parameters of an nn.Module.
+
+    Gradients reach anchors, candidates and the parameters of the score. Memory is O(N + M) beside these gradients and
+    a tile of scores.
+    """
+    by_row, _, _ = _Tiled.apply(score, left_out, False, anchors, candidates, *_learned(score))
+    return by_row
+
+
+def log_sum_exps_of_pairs(anchors: Tensor, candidates: Tensor, score: Score) -> tuple[Tensor, Tensor, Tensor]:
+    """Over the candidates of each anchor, over the anchors of each candidate, and the score of each pair.
+
+    anchors, candidates: (N, D); row i of one belongs to row i of the other. Returns three (N,). See `log_sum_exp`.
+    """
+    by_row, by_column, own = _Tiled.apply(score, None, True, anchors, candidates, *_learned(score))
+    return by_row, by_column, own
+
+
+def log_sum_exp_among(z: Tensor, left_out: Tensor) -> Tensor:
+    """`log_sum_exp(z, z, left_out)` at half the price: a tile of dot products serves its rows and its columns.
+
+    z: (N, D). left_out: (N, K) int64, mutual: where i leaves out j, j leaves out i. Returns (N,). Where exponentials
+    might overflow without a maximum subtracted, as cosines over a temperature below 0.025 do in float32, it is
+    `log_sum_exp` that answers.
+    """
+    largest = z.detach().square().sum(dim=1).amax()  # of all dot products, by Cauchy-Schwarz
+    if largest < 0.45 * math.log(torch.finfo(z.dtype).max):
+        result: Tensor = _TiledAmong.apply(z, left_out)
+        return result
+    return log_sum_exp(z, z, left_out)
+
+
+def _in_full_precision(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Autocast off: bfloat16 keeps two digits of a score, and the exponential magnifies what is lost."""
+
+    @functools.wraps(method)
+    def run(ctx: Any, *arguments: Any) -> Any:
+        device = next(argument.device for argument in arguments if isinstance(argument, Tensor))
+        with torch.autocast(device.type, enabled=False):
+            return method(ctx, *arguments)
+
+    return run
+
+
+class _TiledAmong(torch.autograd.Function):
+    """Dot products of rows with each other, not shifted, so that a pair needs a single exponential."""
+
+    @staticmethod
+    @_in_full_precision
+    def forward(ctx: Any, z: Tensor, left_out: Tensor) -> Tensor:
+        total = z.new_zeros(len(z))
+        for rows, columns, weights in _upper_tiles(z, left_out):
+            total[rows] += weights.sum(dim=1)
+            if rows != columns:
+                total[columns] += weights.sum(dim=0)
+        result = total.log()
+        ctx.save_for_backward(z, left_out, result)
+        return result
+
+    @staticmethod
+    @once_differentiable
+    @_in_full_precision
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        z, left_out, result = ctx.saved_tensors
+        factor = (gradient * (-result).exp()).masked_fill(result == -torch.inf, 0)
+        out = torch.zeros_like(z)
+        for rows, columns, weights in _upper_tiles(z, left_out):
+            weights.mul_(factor[rows, None] + factor[columns])  # i as the anchor of j, and j as that of i
+            out[rows].addmm_(weights, z[columns])
+            if rows != columns:
+                out[columns].addmm_(weights.T, z[rows])
+        return out, None
+
+
+def _upper_tiles(z: Tensor, left_out: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Exponentials of dot products, 0 where left out, on and above the diagonal; all in one buffer."""
+    grid = _Grid(z, z, left_out, dot)
+    buffer = z.new_empty(min(grid.side, len(z)) ** 2)
+    for rows, columns in grid:
+        if rows.start <= columns.start:
+            left, right = z[rows], z[columns]
+            tile = buffer[: len(left) * len(right)].view(len(left), len(right))
+            yield rows, columns, grid.leave_out(torch.mm(left, right.T, out=tile).exp_(), rows, columns, 0.0)
+
+
+class _Tiled(torch.autograd.Function):
+    """Any score of anchors with candidates; `paired` asks for the sums of columns and the scores of pairs too."""
+
+    @staticmethod
+    @_in_full_precision
+    def forward(  # noqa: PLR0917 - apply() takes no keywords
+        ctx: Any, score: Score, left_out: Tensor | None, paired: bool, anchors: Tensor, candidates: Tensor, *_: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        by_row = anchors.new_full((len(anchors),), -torch.inf)
+        by_column, own = (torch.full_like(by_row, -torch.inf) if paired else None for _ in range(2))
+        grid = _Grid(anchors, candidates, left_out, score)
+        for rows, columns in grid:
+            scores = grid.leave_out(score(anchors[rows], candidates[columns]), rows, columns, -torch.inf)
+            by_row[rows] = torch.logaddexp(by_row[rows], scores.logsumexp(dim=1))
+            if by_column is not None:
+                by_column[columns] = torch.logaddexp(by_column[columns], scores.logsumexp(dim=0))
+            if own is not None and rows == columns:
+                own[rows] = scores.diagonal()
+        ctx.score = score
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(left_out, anchors, candidates, by_row, by_column)
+        return by_row, by_column, own
+
+    @staticmethod
+    @once_differentiable
+    @_in_full_precision
+    def backward(ctx: Any, *slopes: Tensor | None) -> tuple[Tensor | None, ...]:
+        left_out, anchors, candidates, *sums = ctx.saved_tensors
+        grid, learned = _Grid(anchors, candidates, left_out, ctx.score), _learned(ctx.score)
+        needed = ctx.needs_input_grad[3:]
+        total = [torch.zeros_like(tensor) for tensor in (anchors, candidates, *learned)]
+        for rows, columns in grid:
+            parts = [anchors[rows].detach(), candidates[columns].detach(), *learned]
+            wanted = [part.requires_grad_() for part, need in zip(parts, needed, strict=True) if need]
+            with torch.enable_grad():
+                scores = ctx.score(*parts[:2])
+            values = grid.leave_out(scores.detach().clone(), rows, columns, -torch.inf)
+            slope = _slope(values, rows, columns, sums, slopes)
+            found = torch.autograd.grad(scores, wanted, slope, materialize_grads=True)
+            places = [total[0][rows], total[1][columns], *total[2:]]
+            for place, gradient in zip([p for p, need in zip(places, needed, strict=True) if need], found, strict=True):
+                place.add_(gradient)
+        return None, None, None, *(part if need else None for part, need in zip(total, needed, strict=True))
+
+
+def _slope(
+    scores: Tensor, rows: slice, columns: slice, sums: list[Tensor | None], slopes: tuple[Tensor | None, ...]
+) -> Tensor:
+    """Gradient of a tile of scores, given those of the results; a score left out is -inf."""
+    (by_row, by_column), (for_rows, for_columns, for_own) = sums, slopes
+    slope = torch.zeros_like(scores)
+    if by_row is not None and for_rows is not None:
+        slope += _shares(scores, by_row[rows, None]) * for_rows[rows, None]
+    if by_column is not None and for_columns is not None:
+        slope += _shares(scores, by_column[columns]) * for_columns[columns]
+    if for_own is not None and rows == columns:
+        slope.diagonal().add_(for_own[rows])
+    return slope
+
+
+def _shares(scores: Tensor, total: Tensor) -> Tensor:
+    """What each score contributes to the sum of exponentials whose log is total; 0 where all are left out."""
+    return (scores - total.masked_fill(total == -torch.inf, torch.inf)).exp_()
+
+
+class _Grid:
+    """Slices of anchors and candidates that make up a tile, and which tiles hold something that is left out."""
+
+    def __init__(self, anchors: Tensor, candidates: Tensor, left_out: Tensor | None, score: Score) -> None:
+        cpu_tile = CPU_TILE if score is dot else CPU_TILE_OF_SCORES
+        self.side = cpu_tile if anchors.device.type == "cpu" else GPU_TILE
+        self.sizes, self.left_out = (len(anchors), len(candidates)), left_out
+        self._touched = set() if left_out is None else self._tiles_of(left_out)
+
+    def __iter__(self) -> Iterator[tuple[slice, slice]]:
+        starts = [range(0, size, self.side) for size in self.sizes]
+        for row, column in product(*starts):
+            yield slice(row, min(row + self.side, self.sizes[0])), slice(column, min(column + self.side, self.sizes[1]))
+
+    def leave_out(self, tile: Tensor, rows: slice, columns: slice, value: float) -> Tensor:
+        """The tile, changed in place where an anchor leaves out a candidate."""
+        if self.left_out is not None and (rows.start // self.side, columns.start // self.side) in self._touched:
+            mine = self.left_out[rows]
+            row, which = ((mine >= columns.start) & (mine < columns.stop)).nonzero(as_tuple=True)
+            tile[row, mine[row, which] - columns.start] = value
+        return tile
+
+    def _tiles_of(self, left_out: Tensor) -> set[tuple[int, int]]:
+        """Known in advance, so that a device is asked once and not for each tile."""
+        row = torch.arange(len(left_out), device=left_out.device)[:, None].expand_as(left_out)
+        pairs = torch.stack([row, left_out], dim=-1).flatten(0, 1) // self.side
+        return {(row, column) for row, column in pairs.unique(dim=0).tolist()}
+
+
+def _learned(score: Score) -> list[nn.Parameter]:
+    """The weights of a score that train."""
+    return [weight for weight in score.parameters() if weight.requires_grad] if isinstance(score, nn.Module) else []
