@@ -19,8 +19,9 @@ from torch.autograd.function import once_differentiable
 
 Score = Callable[[Tensor, Tensor], Tensor]
 
-CPU_TILE = 512  # rows and columns of dot products: 1 MB in float32, which stays in the cache
-CPU_TILE_OF_SCORES = 256  # of any other score, which may need much more for a pair than its result
+# Rows and columns of a tile. What fits in one needs no tiles: the plain formula takes it, and is faster there.
+CPU_TILE = 512  # 1 MB of float32, which stays in the cache
+CPU_TILE_OF_NETWORK = 256  # of a score that is learned and may need much more for a pair than its result
 GPU_TILE = 4096  # memory is cheaper there than launching kernels
 
 
@@ -32,16 +33,20 @@ def dot(anchors: Tensor, candidates: Tensor) -> Tensor:
 def log_sum_exp(anchors: Tensor, candidates: Tensor, left_out: Tensor | None = None, score: Score = dot) -> Tensor:
     """log sum_j exp(score(anchor i, candidate j)), whatever the size of the scores: (N, D), (M, D) -> (N,).
 
-    left_out: (N, K) int64, the rows of candidates that anchor i does not sum over, such as itself; an index outside of
-        [0, M) leaves out nothing, None sums over all. An anchor that leaves out everything gets -inf and no gradient.
-        Anchors may be those of one process and candidates those of all: row i of the anchors then is row
-        `offset + i` of the candidates, with the number of candidates of the processes before as the offset.
+    left_out: (N, K) int64 in [0, M), the rows of candidates that anchor i does not sum over, such as itself; None sums
+        over all. An anchor that leaves out everything gets -inf and no gradient. Anchors may be those of one process
+        and candidates those of all: row i of the anchors then is row `offset + i` of the candidates, with the number
+        of candidates of the processes before as the offset.
     score: (B, D), (C, D) -> (B, C), looks at one pair at a time and gives the same when asked again. Learned weights
         must be parameters of an nn.Module.
 
     Gradients reach anchors, candidates and the parameters of the score. Memory is O(N + M) beside these gradients and
     a tile of scores.
     """
+    if _fits(anchors, candidates, score):
+        with torch.autocast(anchors.device.type, enabled=False):
+            scores = score(anchors, candidates)
+            return (scores if left_out is None else scores.scatter(1, left_out, -torch.inf)).logsumexp(dim=1)
     by_row, _, _ = _Tiled.apply(score, left_out, False, anchors, candidates, *_learned(score))
     return by_row
 
@@ -51,6 +56,10 @@ def log_sum_exps_of_pairs(anchors: Tensor, candidates: Tensor, score: Score) -> 
 
     anchors, candidates: (N, D); row i of one belongs to row i of the other. Returns three (N,). See `log_sum_exp`.
     """
+    if _fits(anchors, candidates, score):
+        with torch.autocast(anchors.device.type, enabled=False):
+            scores = score(anchors, candidates)
+            return scores.logsumexp(dim=1), scores.logsumexp(dim=0), scores.diagonal()
     by_row, by_column, own = _Tiled.apply(score, None, True, anchors, candidates, *_learned(score))
     return by_row, by_column, own
 
@@ -62,6 +71,8 @@ def log_sum_exp_among(z: Tensor, left_out: Tensor) -> Tensor:
     might overflow without a maximum subtracted, as cosines over a temperature below 0.025 do in float32, it is
     `log_sum_exp` that answers.
     """
+    if _fits(z, z, dot):
+        return log_sum_exp(z, z, left_out)
     largest = z.detach().square().sum(dim=1).amax()  # of all dot products, by Cauchy-Schwarz
     if largest < 0.45 * math.log(torch.finfo(z.dtype).max):
         result: Tensor = _TiledAmong.apply(z, left_out)
@@ -191,8 +202,7 @@ class _Grid:
     """Slices of anchors and candidates that make up a tile, and which tiles hold something that is left out."""
 
     def __init__(self, anchors: Tensor, candidates: Tensor, left_out: Tensor | None, score: Score) -> None:
-        cpu_tile = CPU_TILE if score is dot else CPU_TILE_OF_SCORES
-        self.side = cpu_tile if anchors.device.type == "cpu" else GPU_TILE
+        self.side = _side(anchors, score)
         self.sizes, self.left_out = (len(anchors), len(candidates)), left_out
         self._touched = set() if left_out is None else self._tiles_of(left_out)
 
@@ -211,9 +221,21 @@ class _Grid:
 
     def _tiles_of(self, left_out: Tensor) -> set[tuple[int, int]]:
         """Known in advance, so that a device is asked once and not for each tile."""
-        row = torch.arange(len(left_out), device=left_out.device)[:, None].expand_as(left_out)
-        pairs = torch.stack([row, left_out], dim=-1).flatten(0, 1) // self.side
-        return {(row, column) for row, column in pairs.unique(dim=0).tolist()}
+        touched = torch.zeros([-(-size // self.side) for size in self.sizes], dtype=torch.bool, device=left_out.device)
+        row = torch.arange(len(left_out), device=left_out.device)[:, None]
+        touched[row // self.side, left_out // self.side] = True
+        return {(first, second) for first, second in touched.nonzero().tolist()}
+
+
+def _side(anchors: Tensor, score: Score) -> int:
+    """Rows and columns of a tile."""
+    cpu_tile = CPU_TILE_OF_NETWORK if _learned(score) else CPU_TILE
+    return cpu_tile if anchors.device.type == "cpu" else GPU_TILE
+
+
+def _fits(anchors: Tensor, candidates: Tensor, score: Score) -> bool:
+    """Whether all scores fit in one tile."""
+    return max(len(anchors), len(candidates)) <= _side(anchors, score)
 
 
 def _learned(score: Score) -> list[nn.Parameter]:

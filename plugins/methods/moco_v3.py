@@ -18,7 +18,7 @@ from cl_core.heads import mlp
 from cl_core.types import Augmentation, Diagnosis, Method, Momentum, StepOutput, Views
 from plugins.methods.ema import momentum_at, move_average
 from plugins.methods.embedding_detectors import contrastive_diagnoses
-from plugins.methods.info_nce import contrast_figures, cosines, info_nce, information_bound
+from plugins.methods.info_nce import paired_info_nce
 
 
 class MoCoV3(Method):
@@ -72,10 +72,7 @@ class MoCoV3(Method):
         q_a, q_b = self._predicted(view_a), self._predicted(view_b)
         with torch.no_grad():
             k_a, k_b = self.key_network(view_a), self.key_network(view_b)
-        similarity = torch.cat([cosines(q_a, k_b), cosines(q_b, k_a)])  # (2N, N)
-        own = torch.arange(len(k_a), device=similarity.device).repeat(2)
-        mean = info_nce(similarity, own, self.temperature)  # over 2N anchors: half the sum of both directions
-        figures = contrast_figures(similarity, own) | {"information_bound": information_bound(mean, len(k_a))}
+        mean, figures = paired_info_nce([(q_a, k_b), (q_b, k_a)], self.temperature)  # half the sum of both directions
         loss = 2 * self.temperature * 2 * mean
         return StepOutput(loss=loss, metrics=figures, embedding=q_a.detach().float())
 

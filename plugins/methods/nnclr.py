@@ -15,7 +15,7 @@ from cl_core.data.sampling import SampleRng
 from cl_core.heads import mlp
 from cl_core.types import Augmentation, Diagnosis, Method, StepOutput, Views
 from plugins.methods.embedding_detectors import contrastive_diagnoses
-from plugins.methods.info_nce import contrast_figures, cosines, info_nce, information_bound
+from plugins.methods.info_nce import cosines, paired_info_nce
 from plugins.methods.queue import Queue
 
 
@@ -69,17 +69,12 @@ class NNCLR(Method):
         p_a, p_b = self.predictor(z_a), self.predictor(z_b)
         near_a, near_b = nearest(z_a, self.queue.vectors), nearest(z_b, self.queue.vectors)
         self._newest = z_a.detach()  # for `after_update`
-        similarity = torch.cat([cosines(near_a, p_b), cosines(near_b, p_a)])  # (2N, N)
-        own = torch.arange(len(z_a), device=similarity.device).repeat(2)
-        loss = info_nce(similarity, own, self.temperature)
+        loss, figures = paired_info_nce([(near_a, p_b), (near_b, p_a)], self.temperature)
+        neighbour_similarity = (_mean_cosine(near_a, z_b) + _mean_cosine(near_b, z_a)) / 2
         return StepOutput(
             loss=loss,
-            metrics=contrast_figures(similarity, own)
-            | {
-                "information_bound": information_bound(loss, len(z_a)),
-                "sibling_similarity": _mean_cosine(z_a, z_b),
-                "neighbour_similarity": (_mean_cosine(near_a, z_b) + _mean_cosine(near_b, z_a)) / 2,
-            },
+            metrics=figures
+            | {"sibling_similarity": _mean_cosine(z_a, z_b), "neighbour_similarity": neighbour_similarity},
             embedding=z_a.detach().float(),
         )
 

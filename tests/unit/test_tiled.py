@@ -23,7 +23,7 @@ DOUBLE = torch.float64
 def small_tiles(monkeypatch):
     """Small enough that a test meets many of them."""
     monkeypatch.setattr(tiled, "CPU_TILE", SIDE)
-    monkeypatch.setattr(tiled, "CPU_TILE_OF_SCORES", SIDE - 1)
+    monkeypatch.setattr(tiled, "CPU_TILE_OF_NETWORK", SIDE - 1)
 
 
 def embeddings(count: int, dim: int = 6, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -127,11 +127,10 @@ def test_anchors_of_one_process_against_the_candidates_of_all():
     assert gradient < 1e-12
 
 
-def test_an_index_outside_of_the_candidates_leaves_out_nothing_and_all_left_out_is_no_nan():
-    z = torch.cat(embeddings(9))
-    outside = torch.tensor([[-1, 18]]).repeat(18, 1)
-    torch.testing.assert_close(log_sum_exp(z, z, outside), (z @ z.T).logsumexp(dim=1))
-    everything = torch.arange(18).repeat(18, 1)
+@pytest.mark.parametrize("count", [2, 18], ids=["plain", "tiles"])
+def test_an_anchor_without_candidates_gets_minus_infinity_and_no_gradient(count):
+    z = torch.cat(embeddings(count // 2))
+    everything = torch.arange(count).repeat(count, 1)
     for result in (log_sum_exp, lambda a, _, out: log_sum_exp_among(a, out)):
         leaf = z.clone().requires_grad_()
         found = result(leaf, leaf, everything)
