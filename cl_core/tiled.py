@@ -108,8 +108,8 @@ class _TiledAmong(torch.autograd.Function):
         return result
 
     @staticmethod
-    @once_differentiable
     @_in_full_precision
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         z, left_out, result = ctx.saved_tensors
         factor = (gradient * (-result).exp()).masked_fill(result == -torch.inf, 0)
@@ -157,8 +157,8 @@ class _Tiled(torch.autograd.Function):
         return by_row, by_column, own
 
     @staticmethod
-    @once_differentiable
     @_in_full_precision
+    @once_differentiable
     def backward(ctx: Any, *slopes: Tensor | None) -> tuple[Tensor | None, ...]:
         left_out, anchors, candidates, *sums = ctx.saved_tensors
         grid, learned = _Grid(anchors, candidates, left_out, ctx.score), _learned(ctx.score)
