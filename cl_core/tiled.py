@@ -47,7 +47,7 @@ def log_sum_exp(anchors: Tensor, candidates: Tensor, left_out: Tensor | None = N
         with torch.autocast(anchors.device.type, enabled=False):
             scores = score(anchors, candidates)
             return (scores if left_out is None else scores.scatter(1, left_out, -torch.inf)).logsumexp(dim=1)
-    by_row, _, _ = _Tiled.apply(score, left_out, False, anchors, candidates, *_learned(score))
+    by_row, _, _ = _untraced(_Tiled)(score, left_out, False, anchors, candidates, *_learned(score))
     return by_row
 
 
@@ -60,7 +60,7 @@ def log_sum_exps_of_pairs(anchors: Tensor, candidates: Tensor, score: Score) -> 
         with torch.autocast(anchors.device.type, enabled=False):
             scores = score(anchors, candidates)
             return scores.logsumexp(dim=1), scores.logsumexp(dim=0), scores.diagonal()
-    by_row, by_column, own = _Tiled.apply(score, None, True, anchors, candidates, *_learned(score))
+    by_row, by_column, own = _untraced(_Tiled)(score, None, True, anchors, candidates, *_learned(score))
     return by_row, by_column, own
 
 
@@ -75,9 +75,14 @@ def log_sum_exp_among(z: Tensor, left_out: Tensor) -> Tensor:
         return log_sum_exp(z, z, left_out)
     largest = z.detach().square().sum(dim=1).amax()  # of all dot products, by Cauchy-Schwarz
     if largest < 0.45 * math.log(torch.finfo(z.dtype).max):
-        result: Tensor = _TiledAmong.apply(z, left_out)
+        result: Tensor = _untraced(_TiledAmong)(z, left_out)
         return result
     return log_sum_exp(z, z, left_out)
+
+
+def _untraced(function: type[torch.autograd.Function]) -> Callable[..., Any]:
+    """Its `apply`, which torch.compile leaves alone: it would write out the loop, tile by tile."""
+    return torch.compiler.disable(function.apply)
 
 
 def _in_full_precision(method: Callable[..., Any]) -> Callable[..., Any]:

@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from cl_core.data.sampling import SampleRng
 from cl_core.errors import ConfigError
 from cl_core.heads import mlp
-from cl_core.types import Augmentation, Diagnosis, FineTuneModel, Method, StepOutput, Views
+from cl_core.types import Augmentation, Diagnosis, FineTuneModel, JointEmbedding, StepOutput, Views
 from plugins.methods.embedding_detectors import contrastive_diagnoses
 from plugins.methods.info_nce import ANCHORS_AT_ONCE, information_bound, spread_rows
 
 _MODULES_PER_LAYER = 3  # of the head but for its last layer: linear, batch norm, ReLU
 
 
-class SimCLR(Method):
+class SimCLR(JointEmbedding):
     """SimCLR (Chen et al. 2020, arXiv:2002.05709): agreement of two views, contrasted with the rest of the batch.
 
     encoder: images (N, C, H, W) -> (N, out_dim). augment: chain that makes both views. loss: (z_a, z_b) -> scalar.
@@ -76,10 +76,14 @@ class SimCLR(Method):
         """images (N, C, H, W) -> two views of the same chain."""
         return Views(images=(self.augment(images, rng.child(0)), self.augment(images, rng.child(1))))
 
-    def forward(self, views: Views) -> StepOutput:
-        """Loss of one batch of pairs."""
+    def embed(self, views: Views) -> tuple[Tensor, ...]:
+        """The projections of both views, (N, out_dim) each."""
         # One pass over both views, so that batch norm sees them together, as in the authors' code.
-        z_a, z_b = self.head(self.encoder(torch.cat(views.images))).chunk(2)
+        return self.head(self.encoder(torch.cat(views.images))).chunk(2)
+
+    def compare(self, embeddings: tuple[Tensor, ...], views: Views) -> StepOutput:
+        """Loss of one batch of pairs."""
+        z_a, z_b = embeddings
         loss, metrics = self.loss(z_a, z_b), contrastive_metrics(z_a, z_b)
         if self._counts_candidates:
             metrics["information_bound"] = information_bound(loss, self.loss.candidates(len(z_a)))

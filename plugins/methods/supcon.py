@@ -60,10 +60,9 @@ class SupCon(SimCLR):
             head_norm=head_norm,
         )
 
-    def forward(self, views: Views) -> StepOutput:
+    def compare(self, embeddings: tuple[Tensor, ...], views: Views) -> StepOutput:
         """Loss of one batch of pairs."""
-        # One pass over both views, as in SimCLR.
-        z_a, z_b = self.head(self.encoder(torch.cat(views.images))).chunk(2)
+        z_a, z_b = embeddings
         return StepOutput(
             loss=self.loss(z_a, z_b, views.labels),
             metrics=class_metrics(z_a, z_b, views.labels),
