@@ -213,11 +213,8 @@ def test_a_method_that_needs_its_batch_whole_is_refused_by_name(store, tmp_path)
 
 
 def test_the_check_names_the_methods_that_take_their_batch_in_parts(project):
-    folder = project(
-        {
-            "experiments/tiny.yaml": "method: {name: swav}\nencoder: {name: resnet8}\ntrain: {batch_size: 8, micro_batch: 4}\n"
-        }
-    )
+    parts = "method: {name: swav}\nencoder: {name: resnet8}\n"
+    folder = project({"experiments/tiny.yaml": f"{parts}train: {{batch_size: 8, micro_batch: 4}}\n"})
     with pytest.raises(ConfigError, match=r"tiny.yaml:3: train.micro_batch: swav needs its batch whole.*byol.*simclr"):
         check_project(folder)
 
