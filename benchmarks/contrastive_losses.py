@@ -5,6 +5,7 @@ Memory is the peak growth of resident memory in a fresh process per side (VmHWM 
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +13,8 @@ from collections.abc import Callable
 import harness
 
 harness.with_peers("lightly==1.6.0")
+
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as in the stages: threads that spin stall where another process runs
 
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
