@@ -183,6 +183,10 @@ class TrainConfig(Section):
 
     batch_size: Annotated[int, Field(ge=2)] = 256
     """Images per step."""
+    micro_batch: Annotated[int, Field(ge=2)] | None = None
+    """Images that pass the network at a time, a divisor of batch_size, for batches that memory does not hold; null lets
+    the whole batch pass. The gradient is that of the whole batch; only batch norm takes its statistics from these
+    images alone."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto measures once per machine, encoder and shape and keeps the choice."""
     channels_last: Literal["auto", True, False] = "auto"
@@ -196,6 +200,14 @@ class TrainConfig(Section):
     """Epochs between online kNN evaluations; 0 turns them off."""
     trackers: list[PartSpec] = []
     """Tracker plugins that also receive the logged figures."""
+
+    @model_validator(mode="after")
+    def _whole_micro_batches(self) -> TrainConfig:
+        if self.micro_batch is not None and self.batch_size % self.micro_batch:
+            raise ValueError(
+                f"micro_batch {self.micro_batch} does not divide batch_size {self.batch_size}; use a divisor of it"
+            )
+        return self
 
 
 class DistilConfig(Section):

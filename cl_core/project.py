@@ -262,6 +262,17 @@ def _check_training(checker: PartChecker, method: Entry, config: ExperimentConfi
     if not getattr(method.factory, "trains", True):
         for section in [name for name in ("optimizer", "schedule", "train") if name in config.model_fields_set]:
             checker.note([section], f"{method.name} trains nothing; delete this section")
+    if config.train.micro_batch is not None and not _takes_parts(method):
+        able = ", ".join(entry.name for entry in checker.registry.entries("method") if _takes_parts(entry))
+        checker.note(
+            ["train", "micro_batch"],
+            f"{method.name} needs its batch whole; delete this line, or name a method that takes it in parts: {able}",
+        )
+
+
+def _takes_parts(method: Entry) -> bool:
+    """Whether the method is sample-wise or a `JointEmbedding`, without importing torch."""
+    return getattr(method.factory, "sample_wise", False) or hasattr(method.factory, "compare")
 
 
 def _check_score(checker: PartChecker, loss: Entry | None, config: ExperimentConfig) -> None:

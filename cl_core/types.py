@@ -247,6 +247,8 @@ class Method(nn.Module, ABC):
 
     encoder: what is trained and kept. uses_labels: views come with class labels. lr_restarts: shares of the run, in
     (0, 1) and ascending, at which the learning rate starts anew from its peak, for methods that train in phases.
+    sample_wise: loss and metrics of a batch are means over its samples, none of which looks at another (batch norm
+        excepted), and `after_update` needs nothing of the batch: micro-batches may then pass one after the other.
     trains: false for a yardstick that keeps the encoder as it is; then `forward` is never called.
     year, family: for the report's leaderboard, of the paper that introduced the method, and what it has in common with
     others ("contrastive", "reconstruction").
@@ -254,6 +256,7 @@ class Method(nn.Module, ABC):
 
     encoder: nn.Module
     uses_labels: bool = False
+    sample_wise: bool = False
     trains: bool = True
     lr_restarts: tuple[float, ...] = ()
     year: int | None = None
@@ -310,6 +313,29 @@ class Method(nn.Module, ABC):
     def diagnoses(self) -> dict[str, Diagnosis]:
         """Return questions by name that detect shortcuts and collapse after training, for `contrast diagnose`."""
         return {}
+
+
+class JointEmbedding(Method):
+    """A method in which samples meet in the loss alone (batch norm excepted), so that micro-batches can be embedded.
+
+    `train.micro_batch` makes of it a large batch in little memory. `embed` changes no state but statistics of batch
+    norm, and may be called twice for a step.
+    """
+
+    @abstractmethod
+    def embed(self, views: Views) -> tuple[Tensor, ...]:
+        """Return all that the loss needs of the networks, each tensor of any floating dtype with the N samples first.
+
+        What carries no gradient here (keys of a moving network) gets none.
+        """
+
+    @abstractmethod
+    def compare(self, embeddings: tuple[Tensor, ...], views: Views) -> StepOutput:
+        """Loss of one batch, from its embeddings and all of the views but their images."""
+
+    def forward(self, views: Views) -> StepOutput:
+        """Loss of one batch."""
+        return self.compare(self.embed(views), views)
 
 
 def global_average(features: Tensor) -> Tensor:

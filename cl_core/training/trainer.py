@@ -98,8 +98,15 @@ class Run:
 
     def updater(self, choice: Choice, method: Method | None = None) -> Updater:
         """What makes the steps, of the run's method or of a copy of it."""
-        size = self.train.batch_size
-        return Updater(method or self.method, self.optimizer, self.rates, choice, batch_size=size, seed=self.seed)
+        return Updater(
+            method or self.method,
+            self.optimizer,
+            self.rates,
+            choice,
+            batch_size=self.train.batch_size,
+            seed=self.seed,
+            micro_batch=self.train.micro_batch,
+        )
 
 
 class Trainer:
@@ -321,7 +328,7 @@ def choose(run: Run, first: Batch, decisions: Path, say: Callable[[str], None]) 
     options = choices(run.train)
     views = run.views(first)
     count = TRIAL_IMAGES if run.device.type == "cpu" else len(first.rows)
-    few = views.map(lambda tensor: tensor[:count])
+    few = views.map(lambda tensor: tensor[: min(count, run.train.micro_batch or count)])
 
     def attempt(choice: Choice, views: Views = few) -> Callable[[], object]:
         update = run.updater(choice, copy.deepcopy(run.method))

@@ -1,4 +1,4 @@
-"""One optimiser step: views -> forward -> backward -> step -> after_update, on Fabric's device and precision.
+"""One optimiser step: views -> gradient -> step -> after_update, on Fabric's device and precision.
 
 The trainer trains with it and the choice of precision is timed with it, so that what is timed is what runs.
 """
@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 from cl_core.config import OptimizerConfig
 from cl_core.data.sampling import mix
 from cl_core.errors import CollapseError
+from cl_core.training.gradients import backward, require_parts
 from cl_core.training.optim import Schedule, build_optimizer, set_lr
 from cl_core.training.precision import Choice
 from cl_core.types import Method, StepOutput, Views
@@ -29,8 +31,17 @@ class Updater:
     """Makes the optimiser steps of a method; moves the method to Fabric's device and the chosen memory format."""
 
     def __init__(
-        self, method: Method, config: OptimizerConfig, schedule: Schedule, choice: Choice, *, batch_size: int, seed: int
+        self,
+        method: Method,
+        config: OptimizerConfig,
+        schedule: Schedule,
+        choice: Choice,
+        *,
+        batch_size: int,
+        seed: int,
+        micro_batch: int | None = None,
     ) -> None:
+        require_parts(method, micro_batch)
         self.fabric = make_fabric(choice)
         self.device = self.fabric.device
         self.method = method.to(self.device)
@@ -40,6 +51,7 @@ class Updater:
                 part.compile(dynamic=False)
         self.optimizer = build_optimizer(method.parameter_groups(), config, batch_size)
         self._clip, self._schedule, self._layout, self._seed = config.clip, schedule, choice.memory_format, seed
+        self._micro_batch = micro_batch
 
     def __call__(self, views: Views, step: int) -> StepOutput:
         """Update the weights with the views of a step, counted from 0. Raises CollapseError if the loss is not finite.
@@ -47,12 +59,9 @@ class Updater:
         Dropout and whatever else draws from torch's generators is seeded by the step, so a resumed run draws the same.
         """
         torch.manual_seed(mix(self._seed, step, _STEP_STREAM))
-        with self.fabric.autocast():
-            output: StepOutput = self.method(views.map(self._placed))
-        lr = self._schedule.lr_at(step)
-        require_finite(output.loss, step, lr)
         self.optimizer.zero_grad()
-        self.fabric.backward(output.loss)
+        check = partial(require_finite, step=step, lr=self._schedule.lr_at(step))
+        output = backward(self.method, views.map(self._placed), self.fabric, check, self._micro_batch)
         if self._clip is not None:
             torch.nn.utils.clip_grad_norm_(self.method.parameters(), self._clip)
         set_lr(self.optimizer, self._schedule, step)

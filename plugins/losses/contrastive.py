@@ -7,15 +7,11 @@ neither views nor encoders.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cl_core.tiled import Score, log_sum_exps_of_pairs
 from plugins.losses.pairs import as_pairs
-
-Score = Callable[[Tensor, Tensor], Tensor]
 
 
 def contrastive_loss(
@@ -67,10 +63,8 @@ class InfoNCE(nn.Module):
     def forward(self, z_a: Tensor, z_b: Tensor) -> Tensor:
         """Mean loss over the anchors; z_a, z_b: (N, D) -> scalar."""
         with torch.autocast(z_a.device.type, enabled=False):
-            scores = self.score(*as_pairs("info_nce", z_a, z_b))
-            own = torch.arange(len(scores), device=scores.device)
-            loss = F.cross_entropy(scores, own)
-            return (loss + F.cross_entropy(scores.T, own)) / 2 if self.symmetric else loss
+            forth, back, own = log_sum_exps_of_pairs(*as_pairs("info_nce", z_a, z_b), self.score)
+            return (((forth + back) / 2 if self.symmetric else forth) - own).mean()
 
     @staticmethod
     def candidates(pairs: int) -> int:

@@ -10,7 +10,8 @@ import torch
 from pydantic import PositiveFloat
 from torch import Tensor, nn
 
-from plugins.losses.pairs import as_pairs, cosines
+from cl_core.tiled import log_sum_exp_among
+from plugins.losses.pairs import as_pairs, same_image, scaled
 
 
 class DCL(nn.Module):
@@ -22,7 +23,7 @@ class DCL(nn.Module):
     embeddings of other images, minus the sibling's `cosine / temperature`. z_a, z_b: (N, D), N >= 2, of any scale and
     floating dtype; row i of one is the sibling of row i of the other. The result is at least float32, also under
     autocast, and lies within 2 / temperature of log(2N - 2), the value of equal embeddings: it can be negative. An
-    anchor's NT-Xent is the softplus of its DCL. Memory is O(N^2). Raises ValueError where the two shapes differ,
+    anchor's NT-Xent is the softplus of its DCL. Memory is O(N D). Raises ValueError where the two shapes differ,
     ConfigError for a single pair, which has nothing to push.
 
     >>> import torch
@@ -38,12 +39,11 @@ class DCL(nn.Module):
     def forward(self, z_a: Tensor, z_b: Tensor) -> Tensor:
         """Mean loss over the 2N anchors; z_a, z_b: (N, D) -> scalar."""
         with torch.autocast(z_a.device.type, enabled=False):
-            cosine = cosines(*as_pairs(type(self).__name__, z_a, z_b))  # (2N, 2N)
-            image = torch.arange(len(z_a), device=z_a.device).repeat(2)
-            same = image[:, None] == image
-            push = (cosine / self.temperature).masked_fill(same, -torch.inf).logsumexp(dim=1)
-            positive = cosine.diagonal(len(z_a))  # (N,), of both anchors of a pair
-            return push.mean() - (self.weights(positive.detach()) * positive).mean() / self.temperature
+            z_a, z_b = as_pairs(type(self).__name__, z_a, z_b)
+            z = scaled(z_a, z_b, self.temperature)
+            push = log_sum_exp_among(z, same_image(z))  # (2N,)
+            pull = (z[: len(z_a)] * z[len(z_a) :]).sum(dim=1)  # (N,), of both anchors of a pair
+            return push.mean() - (self.weights(pull.detach() * self.temperature) * pull).mean()
 
     def weights(self, positive: Tensor) -> Tensor:
         """Of each pair's pull, mean 1; positive: (N,) cosines of siblings without gradient -> (N,)."""

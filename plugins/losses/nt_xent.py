@@ -10,6 +10,11 @@ import torch.nn.functional as F
 from pydantic import PositiveFloat
 from torch import Tensor, nn
 
+from cl_core.tiled import log_sum_exp_among
+from plugins.losses.pairs import at_least_float32, same_image, scaled
+
+EXACT = 40  # from here on softplus is its argument, in float64 too
+
 
 class NTXent(nn.Module):
     """NT-Xent: each of the 2N embeddings must find its sibling among the other 2N - 1 (SimCLR, Algorithm 1).
@@ -19,7 +24,7 @@ class NTXent(nn.Module):
     loss(z_a, z_b) -> scalar: the mean over all 2N anchors of `-log softmax(cosine / temperature)` at the sibling.
     z_a, z_b: (N, D) of any scale and floating dtype; row i of one is the sibling of row i of the other. The result is
     at least float32, also under autocast, and lies in [0, log(2N - 1) + 2 / temperature]; equal embeddings give
-    log(2N - 1), a single pair gives 0. The authors' released code returns twice this value. Memory is O(N^2).
+    log(2N - 1), a single pair gives 0. The authors' released code returns twice this value. Memory is O(N D).
     Raises ValueError where the two shapes differ.
 
     >>> import torch
@@ -38,11 +43,11 @@ class NTXent(nn.Module):
             raise ValueError(f"nt_xent needs two embeddings of one shape, got {tuple(z_a.shape)}, {tuple(z_b.shape)}")
         # Cosines in bfloat16 have two digits, and exp(cosine / temperature) magnifies what they lose.
         with torch.autocast(z_a.device.type, enabled=False):
-            z = F.normalize(_at_least_float32(torch.cat([z_a, z_b])), dim=1)
-            itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
-            logits = (z @ z.T / self.temperature).masked_fill(itself, -torch.inf)  # (2N, 2N)
-            sibling = torch.arange(len(z), device=z.device).roll(len(z_a))
-            return F.cross_entropy(logits, sibling)
+            z = scaled(at_least_float32(z_a), at_least_float32(z_b), self.temperature)
+            others = log_sum_exp_among(z, same_image(z))  # (2N,)
+            sibling = (z * z.roll(len(z_a), dims=0)).sum(dim=1)
+            # -log(exp(sibling) / (exp(sibling) + exp(others))): exact and not negative, however well siblings agree.
+            return F.softplus(others - sibling, threshold=EXACT).mean()
 
     @staticmethod
     def candidates(pairs: int) -> int:
@@ -52,7 +57,3 @@ class NTXent(nn.Module):
     def extra_repr(self) -> str:
         """Shown by print()."""
         return f"temperature={self.temperature}"
-
-
-def _at_least_float32(z: Tensor) -> Tensor:
-    return z.float() if z.dtype in (torch.float16, torch.bfloat16) else z

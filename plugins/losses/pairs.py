@@ -1,4 +1,4 @@
-"""What losses on pairs of embeddings share: what they ask of the two, and the cosines between all of them.
+"""What losses on pairs of embeddings share: what they ask of the two, and the vectors they compare.
 
 Row i of one embedding is the sibling of row i of the other. Computes no loss.
 """
@@ -24,10 +24,22 @@ def as_pairs(loss: str, z_a: Tensor, z_b: Tensor) -> tuple[Tensor, Tensor]:
     return at_least_float32(z_a), at_least_float32(z_b)
 
 
-def cosines(z_a: Tensor, z_b: Tensor) -> Tensor:
-    """Of all 2N embeddings with each other, the rows of z_a first: (2N, 2N) in [-1, 1]; zero vectors have cosine 0."""
-    z = F.normalize(torch.cat([z_a, z_b]), dim=1)
-    return z @ z.T
+def scaled(z_a: Tensor, z_b: Tensor, temperature: float) -> Tensor:
+    """All 2N embeddings, those of z_a first, of one length: dot products are cosines over the temperature, (2N, D).
+
+    Zero vectors stay zero.
+    """
+    return F.normalize(torch.cat([z_a, z_b]), dim=1) / temperature**0.5
+
+
+def itself(z: Tensor) -> Tensor:
+    """Its own row, for each of the 2N embeddings that `scaled` gives: (2N, 1) int64."""
+    return torch.arange(len(z), device=z.device)[:, None]
+
+
+def same_image(z: Tensor) -> Tensor:
+    """Its own row and that of its sibling, for each of the 2N embeddings that `scaled` gives: (2N, 2) int64."""
+    return torch.cat([itself(z), itself(z).roll(len(z) // 2, dims=0)], dim=1)
 
 
 def at_least_float32(z: Tensor) -> Tensor:

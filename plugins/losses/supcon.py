@@ -9,7 +9,8 @@ import torch
 from pydantic import PositiveFloat
 from torch import Tensor, nn
 
-from plugins.losses.pairs import as_pairs, cosines
+from cl_core.tiled import log_sum_exp_among
+from plugins.losses.pairs import as_pairs, itself, scaled
 
 
 class SupCon(nn.Module):
@@ -25,7 +26,7 @@ class SupCon(nn.Module):
     the loss is NT-Xent.
 
     The result is at least float32, also under autocast, and lies in [0, log(2N - 1) + 2 / temperature]; positives
-    compete, so an anchor with P of them costs log(P) or more. Equal embeddings give log(2N - 1). Memory is O(N^2).
+    compete, so an anchor with P of them costs log(P) or more. Equal embeddings give log(2N - 1). Memory is O(N D).
     Raises ValueError where the shapes do not fit, ConfigError for a single pair.
 
     >>> import torch
@@ -41,17 +42,21 @@ class SupCon(nn.Module):
     def forward(self, z_a: Tensor, z_b: Tensor, labels: Tensor | None = None) -> Tensor:
         """Mean loss over the 2N anchors; z_a, z_b: (N, D), labels: (N,) -> scalar."""
         with torch.autocast(z_a.device.type, enabled=False):
-            cosine = cosines(*as_pairs("SupCon", z_a, z_b))  # (2N, 2N)
-            itself = torch.eye(len(cosine), dtype=torch.bool, device=cosine.device)
-            likelihood = (cosine / self.temperature).masked_fill(itself, -torch.inf).log_softmax(dim=1)
-            classes = _classes(labels, z_a).repeat(2)
-            positive = (classes[:, None] == classes) & ~itself
-            # Filled, not multiplied: the diagonal is -inf.
-            return -(likelihood.masked_fill(~positive, 0).sum(dim=1) / positive.sum(dim=1)).mean()
+            z = scaled(*as_pairs("SupCon", z_a, z_b), self.temperature)
+            push = log_sum_exp_among(z, itself(z))  # (2N,)
+            return (push - _mean_of_positives(z, _classes(labels, z_a).repeat(2))).mean()
 
     def extra_repr(self) -> str:
         """Shown by print()."""
         return f"temperature={self.temperature}"
+
+
+def _mean_of_positives(z: Tensor, classes: Tensor) -> Tensor:
+    """Mean dot product of each row with the others of its class: (2N, D), (2N,) -> (2N,)."""
+    _, of, count = classes.unique(return_inverse=True, return_counts=True)
+    # The sum of dot products is the dot product with the sum, which takes no matrix of who is of whose class.
+    total = z.new_zeros(len(count), z.shape[1]).index_add(0, of, z)
+    return (z * (total[of] - z)).sum(dim=1) / (count[of] - 1)
 
 
 def _classes(labels: Tensor | None, z: Tensor) -> Tensor:

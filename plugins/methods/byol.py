@@ -37,6 +37,7 @@ class BYOL(Method):
     for equal, 4 for opposite vectors. Weight decay of zero is reported to be unstable.
     """
 
+    sample_wise = True
     year = 2020
     family = "self-distillation"
 

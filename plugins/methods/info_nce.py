@@ -7,10 +7,16 @@ candidates are is theirs.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from cl_core.tiled import log_sum_exp
+
+MAX_ANCHORS = 1024
+ANCHORS_AT_ONCE = 128  # whose similarities with all candidates are in memory
 
 
 def cosines(anchors: Tensor, candidates: Tensor) -> Tensor:
@@ -25,6 +31,27 @@ def info_nce(similarity: Tensor, own: Tensor, temperature: float) -> Tensor:
     similarity: (N, M) float32. own: (N,) int64 in [0, M).
     """
     return F.cross_entropy(similarity / temperature, own)
+
+
+def paired_info_nce(
+    directions: Sequence[tuple[Tensor, Tensor]], temperature: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """`info_nce` of cosines where the candidate of row i is row i, averaged over directions, in memory O(N D).
+
+    directions: anchors and candidates, each (N, D) of any scale. Returns the loss and its figures: those of
+    `contrast_figures`, the accuracy of at most MAX_ANCHORS rows per direction, and `information_bound`.
+    """
+    losses, figures = [], []
+    for anchors, candidates in directions:
+        with torch.autocast(anchors.device.type, enabled=False):
+            a, c = (F.normalize(z.float(), dim=1) for z in (anchors, candidates))
+            own = (a * c).sum(dim=1)
+            losses.append((log_sum_exp(a / temperature, c) - own / temperature).mean())
+        figures.append([own.detach().mean(), _accuracy(a, c)])
+    loss = torch.stack(losses).mean()
+    positive, accuracy = (torch.stack(values).mean() for values in zip(*figures, strict=True))
+    bound = information_bound(loss, len(directions[0][1]))
+    return loss, {"positive_similarity": positive, "contrastive_accuracy": accuracy, "information_bound": bound}
 
 
 def information_bound(loss: Tensor, candidates: int) -> Tensor:
@@ -44,9 +71,25 @@ def contrast_figures(similarity: Tensor, own: Tensor) -> dict[str, Tensor]:
 
     similarity: (N, M). own: (N,) int64. A tie is a miss, so that equal scores, which a collapse gives, score 0.
     """
-    positive = similarity.gather(1, own[:, None])
-    others = similarity.scatter(1, own[:, None], -torch.inf)
     return {
-        "positive_similarity": positive.mean(),
-        "contrastive_accuracy": (positive[:, 0] > others.amax(dim=1)).float().mean(),
+        "positive_similarity": similarity.gather(1, own[:, None]).mean(),
+        "contrastive_accuracy": _told(similarity, own).float().mean(),
     }
+
+
+def _told(similarity: Tensor, own: Tensor) -> Tensor:
+    """Whether no other candidate comes as near to an anchor as its own: (N, M), (N,) -> (N,) bool."""
+    others = similarity.scatter(1, own[:, None], -torch.inf)
+    return similarity.gather(1, own[:, None])[:, 0] > others.amax(dim=1)
+
+
+@torch.no_grad()
+def _accuracy(anchors: Tensor, candidates: Tensor) -> Tensor:
+    """The accuracy of `contrast_figures` of some rows, in parts; unit vectors (N, D)."""
+    rows = spread_rows(len(anchors), anchors.device).split(ANCHORS_AT_ONCE)
+    return torch.cat([_told(cosines(anchors[part], candidates), part) for part in rows]).float().mean()
+
+
+def spread_rows(count: int, device: torch.device) -> Tensor:
+    """At most MAX_ANCHORS of the rows of a batch, evenly spread: what figures that are only logged look at."""
+    return torch.arange(0, count, -(-count // MAX_ANCHORS), device=device)

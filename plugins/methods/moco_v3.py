@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from cl_core.data.sampling import SampleRng
 from cl_core.heads import mlp
-from cl_core.types import Augmentation, Diagnosis, Method, Momentum, StepOutput, Views
+from cl_core.types import Augmentation, Diagnosis, JointEmbedding, Momentum, StepOutput, Views
 from plugins.methods.ema import momentum_at, move_average
 from plugins.methods.embedding_detectors import contrastive_diagnoses
-from plugins.methods.info_nce import contrast_figures, cosines, info_nce, information_bound
+from plugins.methods.info_nce import paired_info_nce
 
 
-class MoCoV3(Method):
+class MoCoV3(JointEmbedding):
     """MoCo v3 (Chen, Xie & He 2021, arXiv:2104.02057): predict the other view's key among the keys of the batch.
 
     encoder: images (N, C, H, W) -> (N, out_dim). augment_a, augment_b: the chains of the two views (BYOL's in the
@@ -66,16 +66,18 @@ class MoCoV3(Method):
         """images (N, C, H, W) -> one view of each chain."""
         return Views(images=(self.augment_a(images, rng.child(0)), self.augment_b(images, rng.child(1))))
 
-    def forward(self, views: Views) -> StepOutput:
-        """Loss of one batch of pairs. Each view passes alone, as in the authors' code."""
+    def embed(self, views: Views) -> tuple[Tensor, ...]:
+        """Queries of both views, then their keys, (N, out_dim) each. A view passes alone, as in the authors' code."""
         view_a, view_b = views.images
         q_a, q_b = self._predicted(view_a), self._predicted(view_b)
         with torch.no_grad():
             k_a, k_b = self.key_network(view_a), self.key_network(view_b)
-        similarity = torch.cat([cosines(q_a, k_b), cosines(q_b, k_a)])  # (2N, N)
-        own = torch.arange(len(k_a), device=similarity.device).repeat(2)
-        mean = info_nce(similarity, own, self.temperature)  # over 2N anchors: half the sum of both directions
-        figures = contrast_figures(similarity, own) | {"information_bound": information_bound(mean, len(k_a))}
+        return q_a, q_b, k_a, k_b
+
+    def compare(self, embeddings: tuple[Tensor, ...], views: Views) -> StepOutput:
+        """Loss of one batch of pairs."""
+        q_a, q_b, k_a, k_b = embeddings
+        mean, figures = paired_info_nce([(q_a, k_b), (q_b, k_a)], self.temperature)  # half the sum of both directions
         loss = 2 * self.temperature * 2 * mean
         return StepOutput(loss=loss, metrics=figures, embedding=q_a.detach().float())
 

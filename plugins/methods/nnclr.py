@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from cl_core.data.sampling import SampleRng
 from cl_core.heads import mlp
-from cl_core.types import Augmentation, Diagnosis, Method, StepOutput, Views
+from cl_core.types import Augmentation, Diagnosis, JointEmbedding, StepOutput, Views
 from plugins.methods.embedding_detectors import contrastive_diagnoses
-from plugins.methods.info_nce import contrast_figures, cosines, info_nce, information_bound
+from plugins.methods.info_nce import cosines, paired_info_nce
 from plugins.methods.queue import Queue
 
 
-class NNCLR(Method):
+class NNCLR(JointEmbedding):
     """NNCLR (Dwibedi et al. 2021, arXiv:2104.14548): predict the nearest neighbour of the other view's projection.
 
     encoder: images (N, C, H, W) -> (N, out_dim). augment: chain that makes both views.
@@ -63,23 +63,23 @@ class NNCLR(Method):
         """images (N, C, H, W) -> two views of the same chain."""
         return Views(images=(self.augment(images, rng.child(0)), self.augment(images, rng.child(1))))
 
-    def forward(self, views: Views) -> StepOutput:
-        """Loss of one batch of pairs. Each view passes alone, as in the paper's pseudo-code."""
+    def embed(self, views: Views) -> tuple[Tensor, ...]:
+        """Projections of both views, then their predictions, (N, out_dim) each. A view passes alone, as in the paper's
+        pseudo-code."""
         z_a, z_b = (self.projector(self.encoder(view)) for view in views.images)
-        p_a, p_b = self.predictor(z_a), self.predictor(z_b)
+        return z_a, z_b, self.predictor(z_a), self.predictor(z_b)
+
+    def compare(self, embeddings: tuple[Tensor, ...], views: Views) -> StepOutput:
+        """Loss of one batch of pairs."""
+        z_a, z_b, p_a, p_b = embeddings
         near_a, near_b = nearest(z_a, self.queue.vectors), nearest(z_b, self.queue.vectors)
         self._newest = z_a.detach()  # for `after_update`
-        similarity = torch.cat([cosines(near_a, p_b), cosines(near_b, p_a)])  # (2N, N)
-        own = torch.arange(len(z_a), device=similarity.device).repeat(2)
-        loss = info_nce(similarity, own, self.temperature)
+        loss, figures = paired_info_nce([(near_a, p_b), (near_b, p_a)], self.temperature)
+        neighbour_similarity = (_mean_cosine(near_a, z_b) + _mean_cosine(near_b, z_a)) / 2
         return StepOutput(
             loss=loss,
-            metrics=contrast_figures(similarity, own)
-            | {
-                "information_bound": information_bound(loss, len(z_a)),
-                "sibling_similarity": _mean_cosine(z_a, z_b),
-                "neighbour_similarity": (_mean_cosine(near_a, z_b) + _mean_cosine(near_b, z_a)) / 2,
-            },
+            metrics=figures
+            | {"sibling_similarity": _mean_cosine(z_a, z_b), "neighbour_similarity": neighbour_similarity},
             embedding=z_a.detach().float(),
         )
 

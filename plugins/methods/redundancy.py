@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from cl_core.data.sampling import SampleRng
 from cl_core.heads import mlp
-from cl_core.types import Augmentation, Diagnosis, Method, StepOutput, Views
+from cl_core.types import Augmentation, Diagnosis, JointEmbedding, StepOutput, Views
 from plugins.methods.embedding_detectors import embedding_diagnoses
 
 
-class RedundancyReduction(Method):
+class RedundancyReduction(JointEmbedding):
     """What Barlow Twins and VICReg have in common: all but their figures."""
 
     def __init__(
@@ -43,10 +43,14 @@ class RedundancyReduction(Method):
         """images (N, C, H, W) -> one view of each chain."""
         return Views(images=(self.augment_a(images, rng.child(0)), self.augment_b(images, rng.child(1))))
 
-    def forward(self, views: Views) -> StepOutput:
-        """Loss of one batch of pairs. Each view passes alone, so that batch norm sees one distribution, as in the
-        authors' code."""
-        z_a, z_b = (self.expander(self.encoder(view)) for view in views.images)
+    def embed(self, views: Views) -> tuple[Tensor, ...]:
+        """The expanded views, (N, expander_dim) each. A view passes alone, so that batch norm sees one distribution,
+        as in the authors' code."""
+        return tuple(self.expander(self.encoder(view)) for view in views.images)
+
+    def compare(self, embeddings: tuple[Tensor, ...], views: Views) -> StepOutput:
+        """Loss of one batch of pairs."""
+        z_a, z_b = embeddings
         still_a, still_b = z_a.detach().float(), z_b.detach().float()
         with torch.autocast(still_a.device.type, enabled=False):
             figures = self.figures(still_a, still_b)

@@ -36,6 +36,7 @@ class Rotation(Method):
     gives images that are not square.
     """
 
+    sample_wise = True
     year = 2018
     family = "pretext"
 

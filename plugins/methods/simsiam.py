@@ -36,6 +36,7 @@ class SimSiam(Method):
     of siblings.
     """
 
+    sample_wise = True
     year = 2021
     family = "self-distillation"
 

@@ -10,13 +10,12 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from cl_core.errors import ConfigError
 from cl_core.types import Augmentation, StepOutput, Views
-from plugins.methods.simclr import SimCLR
+from plugins.methods.simclr import SimCLR, nearest_others, unit_vectors
 
 
 class SupCon(SimCLR):
@@ -29,7 +28,8 @@ class SupCon(SimCLR):
 
     Logs positives, the mean number of positives of an anchor: 1, its sibling, where no two images of the batch are
     known to share a class, which makes this SimCLR. Logs positive_similarity, the mean cosine of all positive pairs,
-    and class_accuracy, the share of the 2N anchors whose nearest neighbour in the batch is a positive. Raises
+    and class_accuracy, the share of the 2N anchors (of 1,024 of them in larger batches) whose nearest neighbour in the
+    batch is a positive. Raises
     ConfigError where the loss takes no labels.
     """
 
@@ -60,10 +60,9 @@ class SupCon(SimCLR):
             head_norm=head_norm,
         )
 
-    def forward(self, views: Views) -> StepOutput:
+    def compare(self, embeddings: tuple[Tensor, ...], views: Views) -> StepOutput:
         """Loss of one batch of pairs."""
-        # One pass over both views, as in SimCLR.
-        z_a, z_b = self.head(self.encoder(torch.cat(views.images))).chunk(2)
+        z_a, z_b = embeddings
         return StepOutput(
             loss=self.loss(z_a, z_b, views.labels),
             metrics=class_metrics(z_a, z_b, views.labels),
@@ -73,17 +72,21 @@ class SupCon(SimCLR):
 
 @torch.no_grad()
 def class_metrics(z_a: Tensor, z_b: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """Positives per anchor, mean cosine of positive pairs, share of anchors nearest to a positive; z: (N, D)."""
-    with torch.autocast(z_a.device.type, enabled=False):
-        z = F.normalize(torch.cat([z_a, z_b]).float(), dim=1)
-        similarity = (z @ z.T).fill_diagonal_(-torch.inf)  # (2N, 2N)
+    """Positives per anchor, mean cosine of positive pairs, share of anchors nearest to a positive; z: (N, D).
+
+    The share is that of the anchors that `nearest_others` looks at, all of them up to 512 pairs.
+    """
+    unit = unit_vectors(z_a, z_b)
     alone = -1 - torch.arange(len(labels), device=labels.device)
     classes = torch.where(labels < 0, alone, labels).repeat(2)
-    positive = (classes[:, None] == classes).fill_diagonal_(False)
+    _, of, count = classes.unique(return_inverse=True, return_counts=True)
+    total = unit.new_zeros(len(count), unit.shape[1]).index_add_(0, of, unit)
+    anchors, nearest = nearest_others(unit)
+    positives = (count[of] - 1).float()
     return {
-        "positives": positive.sum(dim=1).float().mean(),
-        "positive_similarity": similarity.masked_fill(~positive, 0).sum() / positive.sum(),
-        "class_accuracy": positive.gather(1, similarity.argmax(dim=1, keepdim=True)).float().mean(),
+        "positives": positives.mean(),
+        "positive_similarity": (unit * (total[of] - unit)).sum() / positives.sum(),
+        "class_accuracy": (classes[anchors] == classes[nearest]).float().mean(),
     }
 
 
