@@ -41,6 +41,12 @@ def batch_rows(n: int, batch: int, step: int, seed: int) -> tuple[Tensor, int]:
     return epoch_order(n, seed, epoch)[k * batch : (k + 1) * batch], epoch
 
 
+def part_of(batch: int, part: int, parts: int) -> slice:
+    """Which rows of a batch one of several processes takes: whole runs of equal length, in order."""
+    share = batch // parts
+    return slice(part * share, (part + 1) * share)
+
+
 class SampleRng:
     """Random numbers for a batch of samples; each method returns one row per sample and advances the draw number.
 

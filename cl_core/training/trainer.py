@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from cl_core.config import OptimizerConfig, ScheduleConfig, TrainConfig
 from cl_core.data.loader import Batch, Loader
 from cl_core.data.sampling import mix
 from cl_core.data.store import Split, to_float
 from cl_core.data.views import MaterializedViews, views_of
+from cl_core.distributed import gather, rank, world_size
 from cl_core.errors import CheckpointError, DataError, Interrupted
 from cl_core.measures.diagnostics import collapse_figures
 from cl_core.training.checkpoint import Checkpoints
@@ -27,9 +29,10 @@ from cl_core.training.optim import Schedule
 from cl_core.training.outputs import Result, write_results
 from cl_core.training.precision import Choice, choices, decide, decide_compiled, decision_key
 from cl_core.training.probe import OnlineKnn
-from cl_core.training.progress import Status, Throughput
+from cl_core.training.processes import Devices, anywhere, is_main, means, on_main
+from cl_core.training.progress import PlainProgress, Status, Throughput
 from cl_core.training.tracking import Observers
-from cl_core.training.update import Updater, deterministic, make_fabric
+from cl_core.training.update import Updater, deterministic
 from cl_core.types import Method, RunInfo, StepOutput, Views
 
 PREPARE_IMAGES = 2048
@@ -51,6 +54,7 @@ class Run:
     train: TrainConfig
     seed: int
     device: torch.device
+    devices: Devices
     materialized: MaterializedViews | None = None
 
     @property
@@ -65,9 +69,17 @@ class Run:
         return Schedule.of(self.schedule, peak, self.steps_per_epoch, self.method.lr_restarts)
 
     def loader(self, start: int, stop: int) -> Loader:
-        """The batches of these steps. Raises DataError where the split cannot fill a batch."""
-        size, seed, device = self.train.batch_size, self.seed, self.device
-        return Loader(self.split, batch_size=size, seed=seed, start=start, stop=stop, device=device)
+        """This process's share of the batches of these steps. Raises DataError where the split cannot fill a batch."""
+        return Loader(
+            self.split,
+            batch_size=self.train.batch_size,
+            seed=self.seed,
+            start=start,
+            stop=stop,
+            device=self.device,
+            part=rank(),
+            parts=world_size(),
+        )
 
     def views(self, batch: Batch) -> Views:
         """What the method looks at; with labels only if it asks for them."""
@@ -87,8 +99,15 @@ class Run:
 
     def updater(self, choice: Choice, method: Method | None = None) -> Updater:
         """What makes the steps, of the run's method or of a copy of it."""
-        size = self.train.batch_size
-        return Updater(method or self.method, self.optimizer, self.rates, choice, batch_size=size, seed=self.seed)
+        return Updater(
+            method or self.method,
+            self.optimizer,
+            self.rates,
+            choice,
+            batch_size=self.train.batch_size,
+            seed=self.seed,
+            devices=self.devices,
+        )
 
 
 class Trainer:
@@ -105,16 +124,17 @@ class Trainer:
         self.throughput = Throughput()
 
     def fit(self, observers: Observers, stop: Callable[[], bool]) -> None:
-        """Train to the last step. `stop` is asked after every step; true means save and raise Interrupted."""
+        """Train to the last step. `stop` is asked after every step; true, in any process, means save and raise
+        Interrupted."""
         loader = self.run.loader(self.step, self.total_steps)
         for batch in loader:
             output = self.update(self.run.views(batch), self.step)
             self.step += 1
             if self.is_logged:
                 self.log(output, observers)
-            self.throughput.update(len(batch.rows), loader.waited)
+            self.throughput.update(self.run.train.batch_size, loader.waited)
             observers.show(self.status())
-            stopping = stop()
+            stopping = anywhere(stop())
             if stopping or self.is_last or self.step % self.run.train.save_every == 0:
                 self.save()
             if stopping and not self.is_last:
@@ -139,15 +159,18 @@ class Trainer:
         return self.knn is not None and every > 0 and (self.is_last or self.step % every == 0)
 
     def log(self, output: StepOutput, observers: Observers) -> None:
-        """Keep the figures of the step just made and tell the observers."""
+        """Keep the figures of the step just made, of all processes, and tell the observers."""
         figures = {name: float(value) for name, value in output.metrics.items()}
-        figures |= {
-            "epoch": self.step / self.run.steps_per_epoch,
-            "loss": float(output.loss.detach()),
-            "lr": self.rates.lr_at(self.step - 1),
-        }
-        if output.embedding is not None:
-            figures |= collapse_figures(output.embedding)
+        figures = means(figures | {"loss": float(output.loss.detach())})
+        loss = figures.pop("loss")
+        figures |= {"epoch": self.step / self.run.steps_per_epoch, "loss": loss, "lr": self.rates.lr_at(self.step - 1)}
+        embedding = None if output.embedding is None else gather(output.embedding)
+        on_main(lambda: self._tell(figures, embedding, observers))
+
+    def _tell(self, figures: dict[str, float], embedding: Tensor | None, observers: Observers) -> None:
+        """Add what one process can measure for all."""
+        if embedding is not None:
+            figures |= collapse_figures(embedding)
         if self.knn is not None and self.is_evaluated:
             figures["knn_top1"] = self.knn(self.run.method)
         self.rows.append({"step": self.step, **figures})
@@ -177,7 +200,7 @@ class Trainer:
             "rows": self.rows,
             "throughput": self.throughput.state_dict(),
         }
-        self.checkpoints.save(self.step, state)
+        on_main(lambda: self.checkpoints.save(self.step, state))
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Continue from a checkpoint of this run. Raises CheckpointError where it does not fit."""
@@ -209,18 +232,23 @@ def pretrain(
     validation: Split | None,
     materialized: MaterializedViews | None,
     decisions: Path,
+    devices: Devices | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Train the method, from the newest checkpoint if there is one, and write what is left of it to `out`.
 
     checkpoints: a folder of this run's own, named by a fingerprint of all that the result depends on; emptied of
     checkpoints when the outputs are complete. card: goes into encoder.json; its "experiment" names the run to
-    observers. decisions: where measured choices of precision are kept. Returns the figures of metrics.json.
-    A method that does not train leaves the same files after 0 steps.
-    Raises DataError (too few images, no labels for a method that needs them), CollapseError, CheckpointError, and
-    Interrupted when `stop` says so.
+    observers. decisions: where measured choices of precision are kept. devices: what trains, by default the best one
+    there is; with several, each of as many processes calls this, and the first writes. Returns the figures of
+    metrics.json. A method that does not train leaves the same files after 0 steps.
+    Raises DataError (too few images, no labels for a method that needs them), ConfigError (a batch that the processes
+    cannot share), CollapseError, CheckpointError, and Interrupted when `stop` says so.
     """
     require_labels(method, split)
+    devices = devices or Devices()
+    devices.require_even(train.batch_size)
+    device = devices.fabric().device
     run = Run(
         method=method,
         split=split,
@@ -228,7 +256,8 @@ def pretrain(
         schedule=schedule,
         train=train,
         seed=seed,
-        device=make_fabric().device,
+        device=device,
+        devices=devices,
         materialized=materialized,
     )
     info = RunInfo(
@@ -238,6 +267,8 @@ def pretrain(
         config=card,
     )
     saved = Checkpoints(checkpoints, report=observers.say)
+    if not is_main():
+        observers = Observers(progress=PlainProgress(lambda text: None))
     with observers.run(info), deterministic():
         if method.trains:
             trainer = begin(run, saved, decisions, validation, observers.say)
@@ -246,10 +277,12 @@ def pretrain(
         else:
             method.to(run.device)
             result = Result(training={"steps": 0}, images_seen=0, areas=[], rows=[], timing=Throughput().report())
-        metrics = write_results(
-            method, result, out, card=card, split=split, validation=validation, seed=seed, device=run.device
+        metrics = on_main(
+            lambda: write_results(
+                method, result, out, card=card, split=split, validation=validation, seed=seed, device=run.device
+            )
         )
-    saved.clear()
+    on_main(saved.clear)
     return metrics
 
 
@@ -268,7 +301,7 @@ def begin(
     """A trainer at its newest checkpoint, or prepared for step 0. The checkpoint's choice of precision holds."""
     run.method.to(run.device)
     knn = OnlineKnn.of(run.split, validation, run.device, say) if run.train.knn_every else None
-    state = checkpoints.load_newest()
+    state = on_main(checkpoints.load_newest)
     if state is not None:
         trainer = Trainer(run, Choice(**state["choice"]), checkpoints, knn)
         trainer.load(state)
@@ -276,7 +309,8 @@ def begin(
         return trainer
     first = next(iter(run.loader(0, 1)))
     prepare(run)
-    trainer = Trainer(run, choose(run, first, decisions, say), checkpoints, knn)
+    choice = on_main(lambda: choose(run, first, decisions, say))
+    trainer = Trainer(run, choice, checkpoints, knn)
     length = f"{trainer.total_steps} steps on {torch.get_num_threads()} threads"
     say(f"training for {length}, peak learning rate {run.rates.peak_lr:.6g}, {trainer.choice}")
     return trainer

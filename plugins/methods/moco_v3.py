@@ -14,6 +14,7 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from cl_core.data.sampling import SampleRng
+from cl_core.distributed import gather
 from cl_core.heads import mlp
 from cl_core.types import Augmentation, Diagnosis, Method, Momentum, StepOutput, Views
 from plugins.methods.ema import momentum_at, move_average
@@ -69,15 +70,16 @@ class MoCoV3(Method):
     def forward(self, views: Views) -> StepOutput:
         """Loss of one batch of pairs. Each view passes alone, as in the authors' code."""
         view_a, view_b = views.images
-        q_a, q_b = self._predicted(view_a), self._predicted(view_b)
+        own = self._predicted(view_a), self._predicted(view_b)
         with torch.no_grad():
-            k_a, k_b = self.key_network(view_a), self.key_network(view_b)
+            keys = self.key_network(view_a), self.key_network(view_b)
+        q_a, q_b, k_a, k_b = map(gather, (*own, *keys))
         similarity = torch.cat([cosines(q_a, k_b), cosines(q_b, k_a)])  # (2N, N)
         own = torch.arange(len(k_a), device=similarity.device).repeat(2)
         mean = info_nce(similarity, own, self.temperature)  # over 2N anchors: half the sum of both directions
         figures = contrast_figures(similarity, own) | {"information_bound": information_bound(mean, len(k_a))}
         loss = 2 * self.temperature * 2 * mean
-        return StepOutput(loss=loss, metrics=figures, embedding=q_a.detach().float())
+        return StepOutput(loss=loss, metrics=figures, embedding=own[0].detach().float())
 
     def after_update(self, progress: float) -> None:
         """Move the key network towards the weights the optimiser has just set; progress in (0, 1]."""

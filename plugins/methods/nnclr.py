@@ -12,6 +12,7 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from cl_core.data.sampling import SampleRng
+from cl_core.distributed import gather
 from cl_core.heads import mlp
 from cl_core.types import Augmentation, Diagnosis, Method, StepOutput, Views
 from plugins.methods.embedding_detectors import contrastive_diagnoses
@@ -65,10 +66,11 @@ class NNCLR(Method):
 
     def forward(self, views: Views) -> StepOutput:
         """Loss of one batch of pairs. Each view passes alone, as in the paper's pseudo-code."""
-        z_a, z_b = (self.projector(self.encoder(view)) for view in views.images)
-        p_a, p_b = self.predictor(z_a), self.predictor(z_b)
-        near_a, near_b = nearest(z_a, self.queue.vectors), nearest(z_b, self.queue.vectors)
-        self._newest = z_a.detach()  # for `after_update`
+        own = [self.projector(self.encoder(view)) for view in views.images]
+        p_a, p_b = (gather(self.predictor(z)) for z in own)
+        near_a, near_b = (gather(nearest(z, self.queue.vectors)) for z in own)
+        z_a, z_b = (gather(z.detach()) for z in own)
+        self._newest = z_a  # for `after_update`
         similarity = torch.cat([cosines(near_a, p_b), cosines(near_b, p_a)])  # (2N, N)
         own = torch.arange(len(z_a), device=similarity.device).repeat(2)
         loss = info_nce(similarity, own, self.temperature)
@@ -80,7 +82,7 @@ class NNCLR(Method):
                 "sibling_similarity": _mean_cosine(z_a, z_b),
                 "neighbour_similarity": (_mean_cosine(near_a, z_b) + _mean_cosine(near_b, z_a)) / 2,
             },
-            embedding=z_a.detach().float(),
+            embedding=own[0].detach().float(),
         )
 
     def after_update(self, progress: float) -> None:

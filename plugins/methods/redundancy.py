@@ -15,6 +15,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from cl_core.data.sampling import SampleRng
+from cl_core.distributed import gather
 from cl_core.heads import mlp
 from cl_core.types import Augmentation, Diagnosis, Method, StepOutput, Views
 from plugins.methods.embedding_detectors import embedding_diagnoses
@@ -46,11 +47,12 @@ class RedundancyReduction(Method):
     def forward(self, views: Views) -> StepOutput:
         """Loss of one batch of pairs. Each view passes alone, so that batch norm sees one distribution, as in the
         authors' code."""
-        z_a, z_b = (self.expander(self.encoder(view)) for view in views.images)
+        own = [self.expander(self.encoder(view)) for view in views.images]
+        z_a, z_b = map(gather, own)
         still_a, still_b = z_a.detach().float(), z_b.detach().float()
         with torch.autocast(still_a.device.type, enabled=False):
             figures = self.figures(still_a, still_b)
-        return StepOutput(loss=self.loss(z_a, z_b), metrics=figures, embedding=still_a)
+        return StepOutput(loss=self.loss(z_a, z_b), metrics=figures, embedding=own[0].detach().float())
 
     def diagnoses(self) -> dict[str, Diagnosis]:
         """Collapse, and whether h beats z."""

@@ -16,6 +16,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from cl_core.data.sampling import SampleRng
+from cl_core.distributed import gather
 from cl_core.errors import ConfigError
 from cl_core.heads import mlp
 from cl_core.types import Augmentation, Diagnosis, FineTuneModel, Method, StepOutput, Views
@@ -78,11 +79,12 @@ class SimCLR(Method):
     def forward(self, views: Views) -> StepOutput:
         """Loss of one batch of pairs."""
         # One pass over both views, so that batch norm sees them together, as in the authors' code.
-        z_a, z_b = self.head(self.encoder(torch.cat(views.images))).chunk(2)
+        own = self.head(self.encoder(torch.cat(views.images))).chunk(2)
+        z_a, z_b = map(gather, own)
         loss, metrics = self.loss(z_a, z_b), contrastive_metrics(z_a, z_b)
         if self._counts_candidates:
             metrics["information_bound"] = information_bound(loss, self.loss.candidates(len(z_a)))
-        return StepOutput(loss=loss, metrics=metrics, embedding=z_a.detach().float())
+        return StepOutput(loss=loss, metrics=metrics, embedding=own[0].detach().float())
 
     def fine_tune_model(self) -> FineTuneModel:
         """The encoder under the head's first `fine_tune_layer` layers, each with its norm and ReLU."""

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
+from cl_core.distributed import gather
 from cl_core.errors import ConfigError
 from cl_core.types import Augmentation, StepOutput, Views
 from plugins.methods.simclr import SimCLR
@@ -63,11 +64,12 @@ class SupCon(SimCLR):
     def forward(self, views: Views) -> StepOutput:
         """Loss of one batch of pairs."""
         # One pass over both views, as in SimCLR.
-        z_a, z_b = self.head(self.encoder(torch.cat(views.images))).chunk(2)
+        own = self.head(self.encoder(torch.cat(views.images))).chunk(2)
+        z_a, z_b, labels = map(gather, (*own, views.labels))
         return StepOutput(
-            loss=self.loss(z_a, z_b, views.labels),
-            metrics=class_metrics(z_a, z_b, views.labels),
-            embedding=z_a.detach().float(),
+            loss=self.loss(z_a, z_b, labels),
+            metrics=class_metrics(z_a, z_b, labels),
+            embedding=own[0].detach().float(),
         )
 
 

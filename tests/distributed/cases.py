@@ -1,0 +1,110 @@
+"""What the tests let each process do. Alone, the same functions are the references."""
+
+import torch
+from test_every_part import REGISTRY, build_method
+
+from cl_core.config import OptimizerConfig
+from cl_core.data.sampling import SampleRng, part_of
+from cl_core.distributed import alone, gather, rank, total, world_size
+from cl_core.testing import sample_images
+from cl_core.training.optim import Schedule
+from cl_core.training.precision import Choice
+from cl_core.training.processes import Devices, means
+from cl_core.training.update import Updater
+from cl_core.types import Views
+
+PLAIN = Choice(precision="fp32", channels_last=False)
+BATCH, STEPS, RATE = 16, 3, 0.01
+
+
+def own(batch):
+    """This process's rows of a batch."""
+    return batch[part_of(len(batch), rank(), world_size())]
+
+
+def squares_of_gathered(rows):
+    """A loss that depends on all rows at once, and its gradient for the own ones; rows (N, D) of the whole batch."""
+    mine = own(rows).requires_grad_()
+    everything = gather(mine)
+    loss = (everything @ everything.T).square().sum()
+    loss.backward()
+    return everything.detach(), mine.grad / world_size()
+
+
+def own_anchors(rows):
+    """The same loss as the mean over processes of what each one's rows give."""
+    mine = own(rows).requires_grad_()
+    loss = (mine @ gather(mine).T).square().sum() * world_size()
+    loss.backward()
+    return mine.grad / world_size()
+
+
+def untrained(name):
+    """A built-in method, small, without dropout, of which every process draws its own."""
+    entry = next(entry for entry in REGISTRY.entries("method") if entry.name == name)
+    torch.manual_seed(0)
+    method = build_method(entry)
+    for part in method.modules():
+        if isinstance(part, torch.nn.Dropout):
+            part.p = 0.0
+    return method
+
+
+def train_method(name, options):
+    """The state of a method after three steps, and what it logged."""
+    method = untrained(name)
+    for option, value in options.items():
+        setattr(method, option, value)
+    method.prepare(sample_images(8))
+    settings = OptimizerConfig(name="sgd", lr=RATE)
+    schedule = Schedule(peak_lr=RATE, warmup_steps=0, total_steps=STEPS)
+    devices = Devices(devices=world_size())
+    update = Updater(method, settings, schedule, PLAIN, batch_size=BATCH, seed=0, devices=devices)
+    logged = []
+    for step in range(STEPS):
+        output = update(views_at(method, step), step)
+        figures = {key: value.item() for key, value in output.metrics.items()} | {"loss": output.loss.item()}
+        logged.append(means(figures))
+    return {key: value.detach().clone() for key, value in method.state_dict().items()}, logged
+
+
+def views_at(method, step):
+    """This process's share of a step's views."""
+    rows = own(torch.arange(BATCH))
+    images = own(sample_images(BATCH).roll(step, dims=0))
+    with torch.no_grad():
+        views = method.make_views(images, SampleRng(0, step, rows))
+    labels = own(torch.arange(BATCH) % 3) if method.uses_labels else None
+    return Views(images=views.images, targets=views.targets, extras=views.extras, labels=labels)
+
+
+def drawn(name):
+    """The views of this process's share of a batch."""
+    return views_at(untrained(name), 0)
+
+
+def loss_gradient(name):
+    """Value of a loss part on all rows, and its gradient for the own ones of the first embedding."""
+    score = REGISTRY.build("score", "cosine", {})
+    loss = REGISTRY.build("loss", name, {}, score=score)
+    rng = SampleRng(0, 0, torch.arange(BATCH))
+    z_a, z_b = (own(rng.normal(shape=(8,))).requires_grad_() for _ in range(2))
+    value = loss(gather(z_a), gather(z_b))
+    value.backward()
+    return value.detach(), z_a.grad / world_size()  # the sum over processes, which data parallelism averages
+
+
+def sums_and_gradient(values):
+    """total() of a value per process, squared, and the gradient; values: one per process."""
+    mine = values[rank()].clone().requires_grad_()
+    result = total(mine).square()
+    result.backward()
+    return result.detach(), mine.grad / world_size()
+
+
+def size_when_alone():
+    """World sizes before, inside and after."""
+    before = world_size()
+    with alone():
+        inside = world_size()
+    return before, inside, world_size()
