@@ -303,12 +303,19 @@ class ClaimConfig(Section):
 
 
 class RunConfig(Section):
-    """How `contrast run` drives the stages."""
+    """How `contrast run` drives the stages, and on what; no result depends on it but for rounding."""
 
     jobs: PositiveInt = 1
     """Stages that may run side by side."""
     retries: NonNegativeInt = 1
     """How often a failed stage is tried again."""
+    devices: PositiveInt = 1
+    """Processes of a machine that pretrain together, each on a GPU of its own where there are any; they share the
+    batch."""
+    num_nodes: PositiveInt = 1
+    """Machines that pretrain together; each has to start the stage (docs/scale.md)."""
+    strategy: Literal["auto", "ddp"] = "auto"
+    """How several devices keep the weights: ddp, all of them whole; auto is ddp."""
 
 
 class PluginsConfig(Section):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from pydantic import BaseModel
@@ -18,6 +19,11 @@ from cl_core.errors import ConfigError, did_you_mean
 from cl_core.registry import Registry, load_registry
 from cl_core.resolve import RESOLVED, write_resolved
 from cl_core.types import Method, Representation
+from pipelines.planning import RunSettings
+from pipelines.ranks import Place
+
+if TYPE_CHECKING:
+    from cl_core.training.processes import Devices
 
 DATASET = Path("artifacts/dataset")
 RUNS = Path("artifacts/runs")
@@ -188,6 +194,7 @@ def pretrain(stage: Stage) -> None:
         validation=stage.split("validation"),
         materialized=MaterializedViews.open(stage.folder("views")),
         decisions=scratch / "decisions.json",
+        devices=_devices(stage.project),
         stop=stage.stop,
     )
 
@@ -358,6 +365,16 @@ def _read_resolved(project: Path, path: Path, stage: str) -> dict[str, Any]:
         )
     resolved: dict[str, Any] = read_json(project / path)
     return resolved
+
+
+def _devices(project: Path) -> Devices:
+    """What trains: as whoever started the processes says, else this process alone."""
+    from cl_core.training.processes import Devices
+
+    place = Place.of_environment(os.environ)
+    if place is None:
+        return Devices()
+    return Devices(devices=place.devices, num_nodes=place.num_nodes, strategy=RunSettings.read(project).strategy)
 
 
 def _section(model: type[Model], values: Mapping[str, Any]) -> Model:

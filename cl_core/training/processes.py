@@ -16,18 +16,14 @@ from typing import Any, Literal, TypeVar
 import torch
 import torch.distributed as dist
 from lightning_fabric import Fabric
-from lightning_fabric.strategies import DDPStrategy
+from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import nn
 
 from cl_core.distributed import alone, rank, world_size
-from cl_core.errors import ConfigError, ContrastError
+from cl_core.errors import ConfigError, FailedElsewhere
 from cl_core.training.precision import Choice
 
 Result = TypeVar("Result")
-
-
-class FailedElsewhere(ContrastError):  # noqa: N818 - another process has the error, and tells it
-    """Process 0 failed at what it did for all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +44,8 @@ class Devices:
 
     def fabric(self, choice: Choice | None = None) -> Fabric:
         """At the chosen precision (fp32 where none is chosen yet); joins the other processes, where there are any."""
-        # It would announce bf16 on stderr, once per trial; the trainer says what was chosen.
-        logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.WARNING)
+        # It would announce bf16 on stderr, once per trial, and every process; the trainer says what was chosen.
+        logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
         precision = choice.fabric_precision if choice else "32-true"
         if self.count == 1:
             return Fabric(accelerator="auto", devices=1, precision=precision)
@@ -80,7 +76,9 @@ def wrapped(fabric: Fabric, module: nn.Module) -> nn.Module:
         return module
     warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")  # only some methods have any
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch 2.14 has another name for broadcast_buffers, 2.11 has not
+        warnings.simplefilter(
+            "ignore", FutureWarning
+        )  # torch 2.14 has another name for broadcast_buffers, 2.11 has not
         return fabric.strategy.setup_module(module)
 
 
@@ -132,6 +130,7 @@ def on_main(action: Callable[[], Result]) -> Result:
 
 
 @functools.cache
-def _messages() -> dist.ProcessGroup:
-    """The group for messages, whose tensors lie on the CPU."""
-    return dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
+def _messages() -> Any:
+    """The group for messages, whose tensors lie on the CPU; None is the one that gradients use too."""
+    group: Any = None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
+    return group

@@ -55,7 +55,7 @@ class Updater:
         self._clip, self._schedule, self._layout, self._seed = config.clip, schedule, choice.memory_format, seed
 
     def __call__(self, views: Views, step: int) -> StepOutput:
-        """Update the weights with the views of a step, counted from 0; this process's share of them, where several train.
+        """Update the weights with the views of a step, counted from 0, or this process's share of them.
 
         Dropout and whatever else draws from torch's generators is seeded by the step, so a resumed run draws the same.
         Raises CollapseError if the loss is not finite.

@@ -19,7 +19,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from cl_core.data.sampling import SampleRng
-from cl_core.distributed import gather, average
+from cl_core.distributed import average, gather
 from cl_core.errors import ConfigError
 from cl_core.types import (
     Augmentation,

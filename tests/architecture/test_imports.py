@@ -10,7 +10,14 @@ ROOT = Path(__file__).parents[2]
 
 # Tiers of cl_core, lowest first; a module imports only from its own tier or those before it.
 TIERS = [
-    ["cl_core.allocator", "cl_core.errors", "cl_core.data.sampling", "cl_core.types", "cl_core.heads"],
+    [
+        "cl_core.allocator",
+        "cl_core.errors",
+        "cl_core.distributed",
+        "cl_core.data.sampling",
+        "cl_core.types",
+        "cl_core.heads",
+    ],
     ["cl_core.hookspecs"],
     ["cl_core.registry"],
     ["cl_core.config", "cl_core.documents"],
@@ -25,6 +32,7 @@ TIERS = [
 PLUGIN_API = {
     "cl_core",
     "cl_core.types",
+    "cl_core.distributed",
     "cl_core.errors",
     "cl_core.heads",
     "cl_core.hookspecs",

@@ -1,17 +1,21 @@
 """What the tests let each process do. Alone, the same functions are the references."""
 
 import torch
+import torch.nn.functional as F
 from test_every_part import REGISTRY, build_method
+from toy_training import Contrast, Listener, after, quiet, train
 
 from cl_core.config import OptimizerConfig
 from cl_core.data.sampling import SampleRng, part_of
+from cl_core.data.store import Store
 from cl_core.distributed import alone, gather, rank, total, world_size
+from cl_core.errors import CollapseError, ContrastError
 from cl_core.testing import sample_images
 from cl_core.training.optim import Schedule
 from cl_core.training.precision import Choice
 from cl_core.training.processes import Devices, means
 from cl_core.training.update import Updater
-from cl_core.types import Views
+from cl_core.types import StepOutput, Views
 
 PLAIN = Choice(precision="fp32", channels_last=False)
 BATCH, STEPS, RATE = 16, 3, 0.01
@@ -108,3 +112,66 @@ def size_when_alone():
     with alone():
         inside = world_size()
     return before, inside, world_size()
+
+
+class Shared(Contrast):
+    """InfoNCE over the images of all processes, which keeps what it has seen."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def make_views(self, images, rng):
+        views = super().make_views(images, rng)
+        return Views(images=views.images, extras={"images": images, "drawn": rng.child(7).uniform()})
+
+    def forward(self, views):
+        self.seen.append((views.extras["images"], views.extras["drawn"], *views.images))
+        own = [F.normalize(self.head(self.encoder(view)), dim=1) for view in views.images]
+        z_a, z_b = map(gather, own)
+        scores = z_a @ z_b.T / 0.5
+        answers = torch.arange(len(scores))
+        accuracy = (scores.argmax(dim=1) == answers).float().mean()
+        return StepOutput(
+            loss=F.cross_entropy(scores, answers), metrics={"accuracy": accuracy}, embedding=own[0].detach()
+        )
+
+
+class Alarm(Listener):
+    """Stops the run at the second figures it is told."""
+
+    def on_run_start(self, run):
+        self.start(run)
+
+    def on_run_end(self, summary):
+        self.end(summary)
+
+    def on_log(self, step, metrics):
+        self.log(step, metrics)
+        if len(self.calls) == 3:
+            raise CollapseError("enough")
+
+
+def fit(path, folder, *, stops=None, alarm=False, **options):
+    """Train on the store at `path`, each process in a folder of its own; what was seen, and the error that ended it.
+
+    stops: (process, steps) at which that process is asked to stop.
+    """
+    torch.manual_seed(0)
+    method, listener = Shared(), Alarm()
+    stop = after(stops[1], lambda: True) if stops and stops[0] == rank() else lambda: False
+    observers = quiet(hooks=listener) if alarm else quiet(trackers=[listener])
+    error = None
+    try:
+        train(
+            Store.open(path),
+            folder / str(rank()),
+            method=method,
+            stop=stop,
+            observers=observers,
+            devices=Devices(devices=world_size()),
+            **options,
+        )
+    except ContrastError as caught:
+        error = f"{type(caught).__name__}: {caught}"
+    return method.seen, error, listener.calls

@@ -3,7 +3,7 @@
 import cases
 import torch
 
-from cl_core.distributed import alone, average, gather, total, world_size
+from cl_core.distributed import average, gather, total, world_size
 
 ROWS = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
 
