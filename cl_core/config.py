@@ -316,6 +316,8 @@ class RunConfig(Section):
     """Machines that pretrain together; each has to start the stage (docs/scale.md)."""
     strategy: Literal["auto", "ddp"] = "auto"
     """How several devices keep the weights: ddp, all of them whole; auto is ddp."""
+    task_runner: Literal["threads", "dask"] = "threads"
+    """What runs the stages: this process, or the workers of a Dask cluster (docs/scale.md)."""
 
 
 class PluginsConfig(Section):

@@ -33,6 +33,7 @@ class RunSettings:
     devices: int = 1
     num_nodes: int = 1
     strategy: Literal["auto", "ddp"] = "auto"
+    task_runner: Literal["threads", "dask"] = "threads"
 
     @classmethod
     def read(cls, project: Path) -> RunSettings:
