@@ -314,8 +314,9 @@ class RunConfig(Section):
     batch."""
     num_nodes: PositiveInt = 1
     """Machines that pretrain together; each has to start the stage (docs/scale.md)."""
-    strategy: Literal["auto", "ddp"] = "auto"
-    """How several devices keep the weights: ddp, all of them whole; auto is ddp."""
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    """How several devices keep the weights: ddp, which auto is, whole on each; fsdp, a piece of them on each, for
+    networks that do not fit."""
     task_runner: Literal["threads", "dask"] = "threads"
     """What runs the stages: this process, or the workers of a Dask cluster (docs/scale.md)."""
 

@@ -32,7 +32,7 @@ class RunSettings:
     retries: int = 1
     devices: int = 1
     num_nodes: int = 1
-    strategy: Literal["auto", "ddp"] = "auto"
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     task_runner: Literal["threads", "dask"] = "threads"
 
     @classmethod

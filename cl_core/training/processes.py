@@ -17,11 +17,12 @@ import torch
 import torch.distributed as dist
 from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
-from torch import nn
 
 from cl_core.distributed import alone, rank, world_size
 from cl_core.errors import ConfigError, FailedElsewhere
 from cl_core.training.precision import Choice
+from cl_core.training.shards import sharded
+from cl_core.types import Method, StepOutput, Views
 
 Result = TypeVar("Result")
 
@@ -30,12 +31,12 @@ Result = TypeVar("Result")
 class Devices:
     """Which devices train: `devices` of each of `num_nodes` machines, a process each, started by whoever calls.
 
-    strategy: how weights are kept. "ddp": whole in every process. "auto" is that, or nothing special for one device.
+    strategy: how several processes keep weights. "ddp", which "auto" is: whole in each. "fsdp": each a piece of them.
     """
 
     devices: int = 1
     num_nodes: int = 1
-    strategy: Literal["auto", "ddp"] = "auto"
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
 
     @property
     def count(self) -> int:
@@ -61,6 +62,23 @@ class Devices:
         fabric.launch()
         return fabric
 
+    @property
+    def shards(self) -> bool:
+        """Whether weights lie in pieces."""
+        return self.strategy == "fsdp" and self.count > 1
+
+    def forward_of(self, method: Method, fabric: Fabric) -> Callable[[Views], StepOutput]:
+        """The method's forward pass as it is called in training: gradients are averaged over all processes."""
+        if world_size() == 1:
+            return method
+        if self.shards:
+            return sharded(method, fabric.device)
+        warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")  # only some methods have any
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch 2.14 renames broadcast_buffers, 2.11 cannot
+            forward: Callable[[Views], StepOutput] = fabric.strategy.setup_module(method)
+        return forward
+
     def require_even(self, batch_size: int) -> None:
         """Raise ConfigError where the processes cannot share a batch evenly."""
         if batch_size % self.count:
@@ -68,18 +86,6 @@ class Devices:
                 f"train.batch_size {batch_size} cannot be shared evenly by {self.count} processes; set it to a "
                 f"multiple of {self.count}, or run.devices to a divisor of {batch_size}"
             )
-
-
-def wrapped(fabric: Fabric, module: nn.Module) -> nn.Module:
-    """The module as it is called in training: averages gradients over all processes in its backward pass."""
-    if world_size() == 1:
-        return module
-    warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")  # only some methods have any
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", FutureWarning
-        )  # torch 2.14 has another name for broadcast_buffers, 2.11 has not
-        return fabric.strategy.setup_module(module)
 
 
 def is_main() -> bool:

@@ -31,6 +31,7 @@ from cl_core.training.precision import Choice, choices, decide, decide_compiled,
 from cl_core.training.probe import OnlineKnn
 from cl_core.training.processes import Devices, anywhere, is_main, means, on_main
 from cl_core.training.progress import PlainProgress, Status, Throughput
+from cl_core.training.shards import load_whole, whole
 from cl_core.training.tracking import Observers
 from cl_core.training.update import Updater, deterministic
 from cl_core.types import Method, RunInfo, StepOutput, Views
@@ -116,6 +117,7 @@ class Trainer:
     def __init__(self, run: Run, choice: Choice, checkpoints: Checkpoints, knn: OnlineKnn | None = None) -> None:
         """knn: evaluated every `train.knn_every` epochs and at the end."""
         self.run, self.choice, self.checkpoints, self.knn = run, choice, checkpoints, knn
+        self._copy = copy.deepcopy(run.method) if run.devices.shards and is_main() else None
         self.update = run.updater(choice)
         self.rates = run.rates
         self.step, self.total_steps = 0, run.rates.total_steps
@@ -165,14 +167,27 @@ class Trainer:
         loss = figures.pop("loss")
         figures |= {"epoch": self.step / self.run.steps_per_epoch, "loss": loss, "lr": self.rates.lr_at(self.step - 1)}
         embedding = None if output.embedding is None else gather(output.embedding)
-        on_main(lambda: self._tell(figures, embedding, observers))
+        method = self.whole_method() if self.is_evaluated else None
+        on_main(lambda: self._tell(figures, embedding, method, observers))
 
-    def _tell(self, figures: dict[str, float], embedding: Tensor | None, observers: Observers) -> None:
+    def whole_method(self) -> Method:
+        """The method as one process can use it; where its weights lie in pieces a copy, up to date in the first."""
+        if not self.run.devices.shards:
+            return self.run.method
+        state = whole(self.run.method.state_dict())
+        if self._copy is None:
+            return self.run.method
+        self._copy.load_state_dict(state)
+        return self._copy
+
+    def _tell(
+        self, figures: dict[str, float], embedding: Tensor | None, method: Method | None, observers: Observers
+    ) -> None:
         """Add what one process can measure for all."""
         if embedding is not None:
             figures |= collapse_figures(embedding)
-        if self.knn is not None and self.is_evaluated:
-            figures["knn_top1"] = self.knn(self.run.method)
+        if self.knn is not None and method is not None:
+            figures["knn_top1"] = self.knn(method)
         self.rows.append({"step": self.step, **figures})
         self.latest.update(figures)
         observers.log(self.step, figures)
@@ -194,8 +209,8 @@ class Trainer:
         """Write a checkpoint. Randomness and order are functions of the step, so there is no state of theirs."""
         state = {
             "step": self.step,
-            "method": self.run.method.state_dict(),
-            "optimizer": self.update.optimizer.state_dict(),
+            "method": whole(self.run.method.state_dict()),
+            "optimizer": whole(self.update.optimizer.state_dict()),
             "choice": asdict(self.choice),
             "rows": self.rows,
             "throughput": self.throughput.state_dict(),
@@ -205,8 +220,7 @@ class Trainer:
     def load(self, state: Mapping[str, Any]) -> None:
         """Continue from a checkpoint of this run. Raises CheckpointError where it does not fit."""
         try:
-            self.run.method.load_state_dict(state["method"])
-            self.update.optimizer.load_state_dict(state["optimizer"])
+            load_whole(self.run.method, self.update.optimizer, state)
         except (RuntimeError, ValueError, KeyError) as error:
             raise CheckpointError(
                 f"the checkpoint in {self.checkpoints.directory} does not fit the model; delete that folder to start "
@@ -273,7 +287,7 @@ def pretrain(
         if method.trains:
             trainer = begin(run, saved, decisions, validation, observers.say)
             trainer.fit(observers, stop)
-            result = outcome(trainer)
+            result, method = outcome(trainer), trainer.whole_method()
         else:
             method.to(run.device)
             result = Result(training={"steps": 0}, images_seen=0, areas=[], rows=[], timing=Throughput().report())

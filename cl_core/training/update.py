@@ -19,7 +19,7 @@ from cl_core.distributed import rank, world_size
 from cl_core.errors import CollapseError
 from cl_core.training.optim import Schedule, build_optimizer, set_lr
 from cl_core.training.precision import Choice
-from cl_core.training.processes import Devices, anywhere, wrapped
+from cl_core.training.processes import Devices, anywhere
 from cl_core.training.sync_norm import synchronize_norms
 from cl_core.types import Method, StepOutput, Views
 
@@ -50,7 +50,7 @@ class Updater:
         if choice.compiled:
             for part in self.method.children():  # in place, so the names of the weights stay
                 part.compile(dynamic=False)
-        self._forward = wrapped(self.fabric, self.method)
+        self._forward = devices.forward_of(self.method, self.fabric)
         self.optimizer = build_optimizer(method.parameter_groups(), config, batch_size)
         self._clip, self._schedule, self._layout, self._seed = config.clip, schedule, choice.memory_format, seed
 

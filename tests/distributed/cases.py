@@ -14,6 +14,7 @@ from cl_core.testing import sample_images
 from cl_core.training.optim import Schedule
 from cl_core.training.precision import Choice
 from cl_core.training.processes import Devices, means
+from cl_core.training.shards import whole
 from cl_core.training.update import Updater
 from cl_core.types import StepOutput, Views
 
@@ -54,22 +55,22 @@ def untrained(name):
     return method
 
 
-def train_method(name, options):
+def train_method(name, options, strategy="auto", optimizer="sgd"):
     """The state of a method after three steps, and what it logged."""
     method = untrained(name)
     for option, value in options.items():
         setattr(method, option, value)
     method.prepare(sample_images(8))
-    settings = OptimizerConfig(name="sgd", lr=RATE)
+    settings = OptimizerConfig(name=optimizer, lr=RATE, clip=10.0)
     schedule = Schedule(peak_lr=RATE, warmup_steps=0, total_steps=STEPS)
-    devices = Devices(devices=world_size())
+    devices = Devices(devices=world_size(), strategy=strategy)
     update = Updater(method, settings, schedule, PLAIN, batch_size=BATCH, seed=0, devices=devices)
     logged = []
     for step in range(STEPS):
         output = update(views_at(method, step), step)
         figures = {key: value.item() for key, value in output.metrics.items()} | {"loss": output.loss.item()}
         logged.append(means(figures))
-    return {key: value.detach().clone() for key, value in method.state_dict().items()}, logged
+    return {key: value.detach().clone() for key, value in whole(method.state_dict()).items()}, logged
 
 
 def views_at(method, step):
@@ -152,7 +153,7 @@ class Alarm(Listener):
             raise CollapseError("enough")
 
 
-def fit(path, folder, *, stops=None, alarm=False, **options):
+def fit(path, folder, *, stops=None, alarm=False, strategy="auto", **options):
     """Train on the store at `path`, each process in a folder of its own; what was seen, and the error that ended it.
 
     stops: (process, steps) at which that process is asked to stop.
@@ -169,7 +170,7 @@ def fit(path, folder, *, stops=None, alarm=False, **options):
             method=method,
             stop=stop,
             observers=observers,
-            devices=Devices(devices=world_size()),
+            devices=Devices(devices=world_size(), strategy=strategy),
             **options,
         )
     except ContrastError as caught:
