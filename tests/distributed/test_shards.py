@@ -2,6 +2,7 @@
 
 import cases
 import pytest
+import torch
 from test_methods import OPTIONS, changes
 from test_training import assert_same_result, assert_same_views, store, whole  # noqa: F401 - fixtures
 from toy_training import STEPS
@@ -16,9 +17,7 @@ def test_two_processes_with_half_the_weights_each_train_a_method_as_one_does(two
     for state, figures in two(cases.train_method, name, options, strategy="fsdp", optimizer=optimizer):
         for mine, theirs in zip(figures, logged, strict=True):
             assert mine == pytest.approx(theirs, rel=2e-3, abs=2e-3)
-        moved, should = (
-            torch.cat([change.flatten() for change in changes(at, start).values()]) for at in (state, expected)
-        )
+        moved, should = (torch.cat([c.flatten() for c in changes(at, start).values()]) for at in (state, expected))
         assert (moved - should).norm() <= 0.05 * should.norm()  # AdamW turns a gradient of rounding into a whole step
 
 
