@@ -73,7 +73,6 @@ class Devices:
             return method
         if self.shards:
             return sharded(method, fabric.device)
-        warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")  # only some methods have any
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # torch 2.14 renames broadcast_buffers, 2.11 cannot
             forward: Callable[[Views], StepOutput] = fabric.strategy.setup_module(method)
