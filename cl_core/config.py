@@ -333,7 +333,7 @@ class ClaimConfig(Section):
 
 
 class RunConfig(Section):
-    """How `contrast run` drives the stages."""
+    """How `contrast run` drives the stages, and on what; no result depends on it but for rounding."""
 
     jobs: PositiveInt = 1
     """Stages that may run side by side."""
@@ -341,6 +341,16 @@ class RunConfig(Section):
     """How often a failed stage is tried again."""
     decode_threads: PositiveInt | None = None
     """Threads that decode the images of an encoded store; null: one per core that a stage gets."""
+    devices: PositiveInt = 1
+    """Processes of a machine that pretrain together, each on a GPU of its own where there are any; they share the
+    batch."""
+    num_nodes: PositiveInt = 1
+    """Machines that pretrain together; each has to start the stage (docs/scale.md)."""
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    """How several devices keep the weights: ddp, which auto is, whole on each; fsdp, a piece of them on each, for
+    networks that do not fit."""
+    task_runner: Literal["threads", "dask"] = "threads"
+    """What runs the stages: this process, or the workers of a Dask cluster (docs/scale.md)."""
 
 
 class PluginsConfig(Section):

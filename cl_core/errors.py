@@ -44,6 +44,10 @@ class Interrupted(ContrastError):  # noqa: N818 - not an error, a stop that was 
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: "try again later"
 
 
+class FailedElsewhere(ContrastError):  # noqa: N818 - another process has the error, and tells it
+    """Of the processes that train together, the first failed at what it does for all."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return " - did you mean 'x'?" for the nearest known word, or "" where none is near."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)

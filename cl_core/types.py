@@ -70,9 +70,12 @@ class Views:
 class StepOutput:
     """What a method makes of its views.
 
-    loss: scalar with gradient, the only tensor that has one.
-    metrics: detached scalars to log (pretext accuracy, parts of the loss), never used for control.
-    embedding: (N, D) detached output in which collapse would show (a projection), or None where nothing can collapse.
+    loss: scalar with gradient, the only tensor that has one. Where several processes share a batch, the mean of their
+        losses is minimised; see `cl_core.distributed`.
+    metrics: detached scalars to log (pretext accuracy, parts of the loss), never used for control; of several processes
+        the mean is logged.
+    embedding: (N, D) detached output in which collapse would show (a projection), of this process's images, or None
+        where nothing can collapse.
     """
 
     loss: Tensor

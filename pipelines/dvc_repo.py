@@ -103,6 +103,11 @@ class StageFailed(ContrastError):  # noqa: N818 - it is the stage that failed
         super().__init__(f"{stage} failed{code}: {reason} [{log}]")
         self.reason = reason
         self.exit_code = exit_code
+        self._told = (stage, reason, exit_code, log)
+
+    def __reduce__(self) -> tuple[type[StageFailed], tuple[str, str, int | None, Path]]:
+        """It comes back from other machines, whole."""
+        return type(self), self._told
 
     @property
     def worth_retrying(self) -> bool:

@@ -6,9 +6,11 @@ Restored or Up to date. Prefect decides when and how often a stage is tried, nev
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from prefect.futures import PrefectFuture, as_completed
 from prefect.states import Cancelled, Completed, Crashed
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from cl_core.errors import ContrastError
+from cl_core.errors import ConfigError, ContrastError
 from pipelines.board import Board
 from pipelines.dvc_repo import Outcome, Plan, Runner, Stage, StageFailed, Stopped, recorded_outputs
 from pipelines.planning import LOGS, RunSettings, exclusive, plan_run, require_project
@@ -44,6 +46,7 @@ class Session:
     plan: Plan
     runner: Runner
     board: Board
+    workers: Any = None  # Dask's task runner, where stages run on its workers
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
 
@@ -67,6 +70,15 @@ class Session:
             self.failures[stage.name] = str(error)
             self.board.end(stage.name, "failed", error.reason)
             raise
+
+    def settle(self, stage: Stage, state: State[Any]) -> None:
+        """Take over from the final state of a task on a worker what a task of this process notes itself."""
+        if state.is_completed():
+            self.finish(stage, next(outcome for outcome, name in STATE_NAMES.items() if name == state.name))
+        elif state.is_failed():
+            error = state.result(raise_on_failure=False)
+            self.failures[stage.name] = str(error)
+            self.board.end(stage.name, "failed", getattr(error, "reason", str(error)))
 
     def finish(self, stage: Stage, outcome: Outcome) -> None:
         """Note how a stage came to be as it should be."""
@@ -104,6 +116,24 @@ def run_stage(stage: Stage, session: Session) -> State[str]:
     return Completed(name=STATE_NAMES[outcome], message=f"{stage.name}: {outcome.value}", data=outcome.value)
 
 
+@task(
+    name="stage",
+    task_run_name="{stage.name}",
+    persist_result=False,
+    cache_policy=NO_CACHE,
+    retry_delay_seconds=RETRY_DELAY,
+    retry_condition_fn=_worth_retrying,
+)
+def run_stage_on_worker(stage: Stage, project: Path, jobs: int, needed: bool) -> State[str]:
+    """Bring one stage up to date on whatever machine this runs, which sees the project's folder under the same path.
+
+    jobs: how many share the cores of that machine.
+    """
+    runner = Runner(project, project / LOGS, jobs)
+    outcome = runner.run(stage.name, get_run_logger().info) if needed else Outcome.UP_TO_DATE
+    return Completed(name=STATE_NAMES[outcome], message=f"{stage.name}: {outcome.value}", data=outcome.value)
+
+
 @flow(name="contrast", task_runner=ThreadPoolTaskRunner(), persist_result=False)
 def pipeline(experiments: list[str] | None = None, project: str = ".", jobs: int | None = None) -> dict[str, str]:
     """Bring the stages of some or all experiments of a project up to date.
@@ -117,9 +147,11 @@ def pipeline(experiments: list[str] | None = None, project: str = ".", jobs: int
         plan = plan_run(folder, experiments or ())
         settings = RunSettings.read(folder)
         jobs = jobs or settings.jobs
+        board = Board(stage.name for stage in plan.stages)
         runner = Runner(folder, folder / LOGS, jobs, settings.decode_threads)
-        session = Session(plan, runner, Board(stage.name for stage in plan.stages))
-        _run_to_the_end(session, jobs, settings.retries)
+        with _workers(settings, jobs) as workers:
+            session = Session(plan, runner, board, workers)
+            _run_to_the_end(session, jobs, settings.retries)
     _publish(folder, plan.experiments)
     if session.failures:
         raise PipelineFailed("\n".join(session.failures.values()))
@@ -150,16 +182,52 @@ def _drive(session: Session, jobs: int, retries: int) -> None:
         ready = [stage for stage in waiting if all(parent in done for parent in stage.parents)]
         for stage in ready[: jobs - len(running)]:
             waiting.remove(stage)
-            parents = [done[parent] for parent in stage.parents]
-            future = run_stage.with_options(retries=retries).submit(stage, session, wait_for=parents)
-            running[future] = stage
+            running[_submit(session, stage, [done[parent] for parent in stage.parents], retries)] = stage
         finished = next(as_completed(list(running)))
         stage = running.pop(finished)
         finished.wait()
         done[stage.name] = finished
+        if session.workers is not None:
+            session.settle(stage, finished.state)
         if finished.state.name == "NotReady":
             failed = [parent for parent in stage.parents if parent not in session.outcomes]
             session.board.end(stage.name, "not run", f"needs {', '.join(failed)}")
+
+
+def _submit(session: Session, stage: Stage, parents: list[PrefectFuture[Any]], retries: int) -> PrefectFuture[Any]:
+    if session.workers is None:
+        return run_stage.with_options(retries=retries).submit(stage, session, wait_for=parents)
+    needed = session.needs_dvc(stage) if all(parent in session.outcomes for parent in stage.parents) else True
+    session.board.begin(stage.name)
+    session.failures.pop(stage.name, None)
+    sharing = session.runner.jobs if session.workers.address is None else 1
+    parameters = {"stage": stage, "project": session.runner.project, "jobs": sharing, "needed": needed}
+    future: PrefectFuture[Any] = session.workers.submit(
+        run_stage_on_worker.with_options(retries=retries), parameters, wait_for=parents
+    )
+    return future
+
+
+@contextmanager
+def _workers(settings: RunSettings, jobs: int) -> Iterator[Any]:
+    """Dask's task runner where `run.task_runner` asks for it, else None.
+
+    It connects to the scheduler at DASK_SCHEDULER_ADDRESS, or starts `jobs` workers on this machine until the end.
+    """
+    if settings.task_runner == "threads":
+        yield None
+        return
+    if importlib.util.find_spec("prefect_dask") is None:
+        raise ConfigError(
+            "params.yaml: run.task_runner is dask, and prefect-dask is not installed; install it with "
+            "`pip install 'contrast[dask]'`, or set run.task_runner: threads"
+        )
+    from prefect_dask import DaskTaskRunner
+
+    address = os.environ.get("DASK_SCHEDULER_ADDRESS")
+    local = {"n_workers": jobs, "threads_per_worker": 1, "dashboard_address": None}
+    with DaskTaskRunner(address=address) if address else DaskTaskRunner(cluster_kwargs=local) as workers:
+        yield workers
 
 
 def _publish(project: Path, experiments: Sequence[str]) -> None:

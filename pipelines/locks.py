@@ -59,6 +59,11 @@ def try_lock(file: TextIO) -> bool:
     return True
 
 
+def free(file: TextIO) -> None:
+    """Give the lock back before the file is closed."""
+    fcntl.flock(file, fcntl.LOCK_UN)
+
+
 def sign(file: TextIO) -> None:
     """Note who has the lock."""
     file.seek(0)

@@ -10,12 +10,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from ruamel.yaml import YAML
 
 from cl_core.errors import ConfigError
 from pipelines import dvc_repo
 from pipelines.locks import locked
+from pipelines.ranks import SHARED_STAGES
 
 STATE = Path(".contrast")  # below the project: all that is neither an input nor an output
 LOGS = STATE / "logs"
@@ -24,17 +26,25 @@ LOCKS = STATE / "locks"
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """Section `run` of params.yaml: stages side by side, how often a failed one is tried again, threads that decode."""
+    """Section `run` of params.yaml; see `cl_core.config.RunConfig`."""
 
     jobs: int = 1
     retries: int = 1
     decode_threads: int | None = None
+    devices: int = 1
+    num_nodes: int = 1
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    task_runner: Literal["threads", "dask"] = "threads"
 
     @classmethod
     def read(cls, project: Path) -> RunSettings:
         """Read them from params.yaml; planning has checked the file before."""
         params = YAML(typ="safe", pure=True).load(project / "params.yaml")
         return cls(**(params.get("run") or {}))
+
+    def processes_of(self, stage: str) -> tuple[int, int]:
+        """On how many devices of how many machines a stage runs."""
+        return (self.devices, self.num_nodes) if stage in SHARED_STAGES else (1, 1)
 
 
 def require_project(folder: Path) -> Path:

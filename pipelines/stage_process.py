@@ -1,8 +1,9 @@
 """What `contrast stage` does around a stage function, so that it behaves as a child of DVC.
 
-One process per stage at a time (a lock that the system frees however the process ends); one per GPU; it ends when DVC
-ends; the first SIGINT or SIGTERM asks the stage to save and stop, the second ends it; and unless the stage is complete
-the exit code is not zero, so that DVC never records a half-trained model. Knows nothing of what a stage computes.
+One process per stage at a time (a lock that the system frees however the process ends), or as many as train together;
+one per GPU; it ends when DVC ends; the first SIGINT or SIGTERM asks the stage to save and stop, the second ends it; and
+unless the stage is complete the exit code is not zero, so that DVC never records a half-trained model. Knows nothing of
+what a stage computes.
 """
 
 from __future__ import annotations
@@ -10,21 +11,20 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
-from typing import TextIO
 
 import psutil
 
-from cl_core.errors import ContrastError, Interrupted
-from pipelines.locks import holder, locked, open_lock, sign, try_lock
-from pipelines.planning import LOCKS, require_project
+from cl_core.errors import ContrastError, FailedElsewhere, Interrupted
+from pipelines.gpus import gpu_slots
+from pipelines.locks import locked
+from pipelines.planning import LOCKS, RunSettings, require_project
+from pipelines.ranks import Place, holds_lock, require_shareable, start_ranks
 
 CRASH = 70  # EX_SOFTWARE of sysexits.h: not the user's to fix, so the flow tries again
 GPU_STAGES = ("pretrain", "embed", "linear_eval", "finetune", "diagnose", "distil")
@@ -88,61 +88,62 @@ def run(
     # OpenMP's threads wait for each other by spinning, which on a busy machine takes the core from the one awaited:
     # with a second process on 2 cores, fine-tuning steps took 7 times as long without this. Read as torch is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    # Or every process would be told that no weight went without a gradient, which some methods need to be allowed.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     stop = Stop()
+    place: Place | None = None
     try:
         stop.listen()
-        end_with_dvc(period)
-        project = require_project(folder)
-        address = f"{stage}@{experiment}" if experiment else stage
+        place = Place.of_environment(os.environ)
+        end_with_parent(place, period)
         with ExitStack() as held:
-            held.enter_context(locked(project / LOCKS / f"{address}.lock", f"stage {address}", patience))
-            if stage in GPU_STAGES:
-                held.enter_context(gpu_slot(address))
-            from pipelines.stages import run_stage
-
-            run_stage(project, stage, experiment, stop.requested)
+            project, address = require_project(folder), f"{stage}@{experiment}" if experiment else stage
+            if holds_lock(place):
+                held.enter_context(locked(project / LOCKS / f"{address}.lock", f"stage {address}", patience))
+            return _run_held(project, stage, experiment, stop, place)
     except Killed as killed:
         print(f"{killed}: {stage} stopped", file=sys.stderr)
         return killed.exit_code
     except Interrupted as interrupted:
-        print(f"stopped: {interrupted}", file=sys.stderr)
+        if place is None or place.rank == 0:
+            print(f"stopped: {interrupted}", file=sys.stderr)
         return interrupted.exit_code
+    except FailedElsewhere:  # told there
+        return 1
     except ContrastError as error:
         print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)
         return 1
     except Exception:
         traceback.print_exc()
         return CRASH
+
+
+def _run_held(project: Path, stage: str, experiment: str | None, stop: Stop, place: Place | None) -> int:
+    """Run a stage whose lock is held, here or in processes of its own; the exit code."""
+    with ExitStack() as held:
+        if place is not None:
+            require_shareable(stage)
+        elif stage in GPU_STAGES:
+            devices, num_nodes = RunSettings.read(project).processes_of(stage)
+            held.enter_context(gpu_slots(f"{stage}@{experiment}", devices))
+            if devices * num_nodes > 1:
+                return start_ranks([sys.executable, *sys.orig_argv[1:]], devices, num_nodes)
+        from pipelines.stages import run_stage
+
+        run_stage(project, stage, experiment, stop.requested)
     return 0
 
 
-@contextmanager
-def gpu_slot(address: str, count: Callable[[], int] | None = None, folder: Path | None = None) -> Iterator[int | None]:
-    """Hold one GPU of this machine for as long as the stage runs, and make it the only visible one.
+def end_with_parent(place: Place | None, period: float) -> None:
+    """Send this process SIGTERM when the stage's process, DVC or torchrun above it is gone, one of which started it.
 
-    Yields its position among the visible ones, or None where there is none. Waits for the next one to be free. All
-    projects of a user share the slots. count and folder are for tests.
+    Does nothing where a person did.
     """
-    devices = _visible_devices(count or _count_gpus)
-    if not devices:
-        yield None
+    if place is None and "DVC_STAGE" not in os.environ:
         return
-    folder = folder or Path(tempfile.gettempdir()) / f"contrast-gpus-{os.getuid()}"
-    with ExitStack() as stack:
-        files = [stack.enter_context(open_lock(folder / f"{device.replace('/', '-')}.lock")) for device in devices]
-        position = _wait_for_one(files, address)
-        sign(files[position])
-        os.environ["CUDA_VISIBLE_DEVICES"] = devices[position]  # read when CUDA is first used, which is later
-        yield position
-
-
-def end_with_dvc(period: float) -> None:
-    """Send this process SIGTERM when the DVC above it is gone; does nothing where DVC did not start it."""
-    if "DVC_STAGE" not in os.environ:
-        return
-    dvc = _nearest_that_is_no_shell(psutil.Process().parent())
-    if dvc is not None:
-        threading.Thread(target=_watch, args=(dvc, period), daemon=True).start()
+    parent = _nearest_that_is_no_shell(psutil.Process().parent())
+    if parent is not None:
+        threading.Thread(target=_watch, args=(parent, period), daemon=True).start()
 
 
 def _nearest_that_is_no_shell(process: psutil.Process | None) -> psutil.Process | None:
@@ -166,28 +167,3 @@ def _alive(process: psutil.Process) -> bool:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
-
-
-def _wait_for_one(files: Sequence[TextIO], address: str) -> int:
-    told = False
-    while True:
-        for position, file in enumerate(files):
-            if try_lock(file):
-                return position
-        if not told:
-            holders = ", ".join(holder(file) for file in files)
-            print(f"{address} waits for a GPU; in use by pid {holders}", flush=True)
-            told = True
-        time.sleep(0.5)
-
-
-def _visible_devices(count: Callable[[], int]) -> list[str]:
-    found = count()
-    listed = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
-    return listed[:found] if listed else [str(number) for number in range(found)]
-
-
-def _count_gpus() -> int:
-    import torch
-
-    return torch.cuda.device_count()

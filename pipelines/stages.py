@@ -6,6 +6,7 @@ What needs torch is imported by the stages that use it: ingest does without, and
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,11 +18,14 @@ from cl_core.data.files import read_json, sha256_bytes, sha256_file, write_json
 from cl_core.errors import ConfigError, did_you_mean
 from cl_core.registry import Registry, load_registry
 from cl_core.resolve import RESOLVED, write_resolved
+from pipelines.planning import RunSettings
+from pipelines.ranks import Place
 
 if TYPE_CHECKING:
     import torch
 
     from cl_core.data.store import Split
+    from cl_core.training.processes import Devices
     from cl_core.types import Method, Representation
 
 DATASET = Path("artifacts/dataset")
@@ -201,6 +205,7 @@ def pretrain(stage: Stage) -> None:
         validation=stage.split("validation"),
         materialized=MaterializedViews.open(stage.folder("views")),
         decisions=scratch / "decisions.json",
+        devices=_devices(stage.project),
         stop=stage.stop,
     )
 
@@ -373,6 +378,16 @@ def _read_resolved(project: Path, path: Path, stage: str) -> dict[str, Any]:
         )
     resolved: dict[str, Any] = read_json(project / path)
     return resolved
+
+
+def _devices(project: Path) -> Devices:
+    """What trains: as whoever started the processes says, else this process alone."""
+    from cl_core.training.processes import Devices
+
+    place = Place.of_environment(os.environ)
+    if place is None:
+        return Devices()
+    return Devices(devices=place.devices, num_nodes=place.num_nodes, strategy=RunSettings.read(project).strategy)
 
 
 def _section(model: type[Model], values: Mapping[str, Any]) -> Model:

@@ -17,7 +17,7 @@ from queue import Empty, Full, Queue
 import torch
 from torch import Tensor
 
-from cl_core.data.sampling import epoch_order
+from cl_core.data.sampling import epoch_order, part_of
 from cl_core.data.store import Split, moved
 from cl_core.errors import DataError
 from cl_core.types import Views
@@ -27,7 +27,7 @@ _POLL = 0.1  # seconds after which a thread that waits for room looks whether it
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """What one step trains on, all of it on the device that trains.
+    """What one step trains on, all of it on the device that trains; where several processes train, the share of one.
 
     images: (N, C, H, W) float32 in [0, 1], channels-last memory. labels: (N,) int64, -1 where there is none. rows: (N,)
     int64 rows within the split. epoch: how often each of them has been seen before. step: counted from 0. views: made
@@ -45,6 +45,7 @@ class Batch:
 class Loader:
     """The batches of steps `start` to `stop` - 1; every iteration begins at `start` again.
 
+    batch_size: images of a step, over all `parts` that it is cut into; this loader gives number `part` of them.
     device: where the batches go. views: makes the views of each batch, in the thread. prefetch: batches made ahead; one
     more is in the making. waited: seconds that the consumer has spent waiting for data, over all iterations.
     Raises DataError where the split cannot fill a batch.
@@ -60,10 +61,13 @@ class Loader:
         stop: int,
         device: torch.device,
         views: Callable[[Batch], Views] | None = None,
+        part: int = 0,
+        parts: int = 1,
         prefetch: int = 2,
     ) -> None:
         _check_batch_size(split, batch_size)
         self._split, self._batch_size, self._seed = split, batch_size, seed
+        self._share = part_of(batch_size, part, parts)
         self._steps = range(start, stop)
         self._device, self._views = device, views
         self._prefetch = prefetch
@@ -108,7 +112,8 @@ class Loader:
             epoch, k = divmod(step, self.steps_per_epoch)
             if epoch != order_epoch:
                 order, order_epoch = epoch_order(len(self._split), self._seed, epoch), epoch
-            yield self._batch(order[k * self._batch_size : (k + 1) * self._batch_size], epoch, step)
+            rows = order[k * self._batch_size : (k + 1) * self._batch_size]
+            yield self._batch(rows[self._share], epoch, step)
 
     def _batch(self, rows: Tensor, epoch: int, step: int) -> Batch:
         batch = Batch(

@@ -35,10 +35,19 @@ def epoch_order(n: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(n, generator=generator)
 
 
-def batch_rows(n: int, batch: int, step: int, seed: int) -> tuple[Tensor, int]:
-    """Rows of the batch at `step`, and its epoch: ((batch,) int64, epoch). An epoch drops its last n % batch rows."""
+def batch_rows(n: int, batch: int, step: int, seed: int, *, part: int = 0, parts: int = 1) -> tuple[Tensor, int]:
+    """Rows of the batch at `step`, and its epoch: ((batch,) int64, epoch). An epoch drops its last n % batch rows.
+
+    part, parts: give only the share of one of several processes, see `part_of`.
+    """
     epoch, k = divmod(step, n // batch)
-    return epoch_order(n, seed, epoch)[k * batch : (k + 1) * batch], epoch
+    return epoch_order(n, seed, epoch)[k * batch : (k + 1) * batch][part_of(batch, part, parts)], epoch
+
+
+def part_of(batch: int, part: int, parts: int) -> slice:
+    """Which rows of a batch one of several processes takes: whole runs of equal length, in order."""
+    share = batch // parts
+    return slice(part * share, (part + 1) * share)
 
 
 class SampleRng:

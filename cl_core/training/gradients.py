@@ -16,25 +16,45 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
+from cl_core.distributed import average
 from cl_core.errors import ConfigError
 from cl_core.types import JointEmbedding, Method, StepOutput, Views
 
 Check = Callable[[Tensor], None]
 
 
-def backward(method: Method, views: Views, fabric: Fabric, check: Check, micro_batch: int | None = None) -> StepOutput:
-    """Add the gradient of a batch to that of the weights. check: called with the loss before its gradient is taken."""
+def backward(
+    method: Method,
+    forward: Callable[[Views], StepOutput],
+    views: Views,
+    fabric: Fabric,
+    check: Check,
+    *,
+    micro_batch: int | None = None,
+) -> StepOutput:
+    """Add the gradient of a batch to that of the weights, averaged over the processes that share it.
+
+    forward: the method's, as it is called in training. check: called with the loss before its gradient is taken.
+    """
     batch = len(views.images[0])
     if micro_batch is None or micro_batch >= batch:
-        return _at_once(method, views, fabric, check)
+        return _at_once(forward, views, fabric, check)
     parts = [views.map(itemgetter(slice(at, at + micro_batch))) for at in range(0, batch, micro_batch)]
     if isinstance(method, JointEmbedding):
-        return _cached(method, views, parts, fabric, check)
-    return _accumulated(method, parts, fabric, check)
+        output = _cached(method, views, parts, fabric, check)
+    else:
+        output = _accumulated(method, parts, fabric, check)
+    _average_gradients(method)
+    return output
 
 
-def require_parts(method: Method, micro_batch: int | None) -> None:
-    """Raise ConfigError where the method cannot take its batch in parts."""
+def require_parts(method: Method, micro_batch: int | None, sharded: bool = False) -> None:
+    """Raise ConfigError where the method, or its weights that lie in pieces, cannot take the batch in parts."""
+    if micro_batch is not None and sharded:
+        raise ConfigError(
+            f"train.micro_batch {micro_batch} needs the weights whole in each process, and run.strategy fsdp keeps "
+            f"pieces; delete one of them"
+        )
     if micro_batch is not None and not (method.sample_wise or isinstance(method, JointEmbedding)):
         raise ConfigError(
             f"train.micro_batch {micro_batch} asks for a batch in parts, and method {type(method).__name__} needs it "
@@ -42,12 +62,19 @@ def require_parts(method: Method, micro_batch: int | None) -> None:
         )
 
 
-def _at_once(method: Method, views: Views, fabric: Fabric, check: Check) -> StepOutput:
+def _at_once(forward: Callable[[Views], StepOutput], views: Views, fabric: Fabric, check: Check) -> StepOutput:
     with fabric.autocast():
-        output: StepOutput = method(views)
+        output = forward(views)
     check(output.loss)
     fabric.backward(output.loss)
     return output
+
+
+def _average_gradients(method: Method) -> None:
+    """What data parallelism does in a single pass; parts go past it."""
+    for parameter in method.parameters():
+        if parameter.grad is not None:
+            parameter.grad = average(parameter.grad)
 
 
 def _accumulated(method: Method, parts: list[Views], fabric: Fabric, check: Check) -> StepOutput:

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from cl_core.config import OptimizerConfig, ScheduleConfig, TrainConfig
 from cl_core.data.loader import Batch, Loader
 from cl_core.data.sampling import mix
 from cl_core.data.store import Split, to_float
 from cl_core.data.views import MaterializedViews, views_of
+from cl_core.distributed import gather, rank, world_size
 from cl_core.errors import CheckpointError, DataError, Interrupted
 from cl_core.measures.diagnostics import collapse_figures
 from cl_core.training.checkpoint import Checkpoints
@@ -27,9 +29,11 @@ from cl_core.training.optim import Schedule
 from cl_core.training.outputs import Result, write_results
 from cl_core.training.precision import Choice, choices, decide, decide_compiled, decision_key
 from cl_core.training.probe import OnlineKnn
-from cl_core.training.progress import Status, Throughput
+from cl_core.training.processes import Devices, anywhere, is_main, means, on_main
+from cl_core.training.progress import PlainProgress, Status, Throughput
+from cl_core.training.shards import load_whole, whole
 from cl_core.training.tracking import Observers
-from cl_core.training.update import Updater, deterministic, make_fabric
+from cl_core.training.update import Updater, deterministic
 from cl_core.types import Method, RunInfo, StepOutput, Views
 
 PREPARE_IMAGES = 2048
@@ -51,6 +55,7 @@ class Run:
     train: TrainConfig
     seed: int
     device: torch.device
+    devices: Devices
     materialized: MaterializedViews | None = None
 
     @property
@@ -65,7 +70,7 @@ class Run:
         return Schedule.of(self.schedule, peak, self.steps_per_epoch, self.method.lr_restarts)
 
     def loader(self, start: int, stop: int) -> Loader:
-        """The batches of these steps. Raises DataError where the split cannot fill a batch.
+        """This process's share of the batches of these steps. Raises DataError where the split cannot fill a batch.
 
         Of an encoded store with their views, so that the next images are decoded while a step computes.
         """
@@ -77,6 +82,8 @@ class Run:
             stop=stop,
             device=self.device,
             views=self.views if self.split.is_encoded else None,
+            part=rank(),
+            parts=world_size(),
         )
 
     def views(self, batch: Batch) -> Views:
@@ -106,6 +113,7 @@ class Run:
             batch_size=self.train.batch_size,
             seed=self.seed,
             micro_batch=self.train.micro_batch,
+            devices=self.devices,
         )
 
 
@@ -115,6 +123,7 @@ class Trainer:
     def __init__(self, run: Run, choice: Choice, checkpoints: Checkpoints, knn: OnlineKnn | None = None) -> None:
         """knn: evaluated every `train.knn_every` epochs and at the end."""
         self.run, self.choice, self.checkpoints, self.knn = run, choice, checkpoints, knn
+        self._copy = copy.deepcopy(run.method) if run.devices.shards and is_main() else None
         self.update = run.updater(choice)
         self.rates = run.rates
         self.step, self.total_steps = 0, run.rates.total_steps
@@ -123,16 +132,17 @@ class Trainer:
         self.throughput = Throughput()
 
     def fit(self, observers: Observers, stop: Callable[[], bool]) -> None:
-        """Train to the last step. `stop` is asked after every step; true means save and raise Interrupted."""
+        """Train to the last step. `stop` is asked after every step; true, in any process, means save and raise
+        Interrupted."""
         loader = self.run.loader(self.step, self.total_steps)
         for batch in loader:
             output = self.update(self.run.views(batch), self.step)
             self.step += 1
             if self.is_logged:
                 self.log(output, observers)
-            self.throughput.update(len(batch.rows), loader.waited)
+            self.throughput.update(self.run.train.batch_size, loader.waited)
             observers.show(self.status())
-            stopping = stop()
+            stopping = anywhere(stop())
             if stopping or self.is_last or self.step % self.run.train.save_every == 0:
                 self.save()
             if stopping and not self.is_last:
@@ -157,17 +167,33 @@ class Trainer:
         return self.knn is not None and every > 0 and (self.is_last or self.step % every == 0)
 
     def log(self, output: StepOutput, observers: Observers) -> None:
-        """Keep the figures of the step just made and tell the observers."""
+        """Keep the figures of the step just made, of all processes, and tell the observers."""
         figures = {name: float(value) for name, value in output.metrics.items()}
-        figures |= {
-            "epoch": self.step / self.run.steps_per_epoch,
-            "loss": float(output.loss.detach()),
-            "lr": self.rates.lr_at(self.step - 1),
-        }
-        if output.embedding is not None:
-            figures |= collapse_figures(output.embedding)
-        if self.knn is not None and self.is_evaluated:
-            figures["knn_top1"] = self.knn(self.run.method)
+        figures = means(figures | {"loss": float(output.loss.detach())})
+        loss = figures.pop("loss")
+        figures |= {"epoch": self.step / self.run.steps_per_epoch, "loss": loss, "lr": self.rates.lr_at(self.step - 1)}
+        embedding = None if output.embedding is None else gather(output.embedding)
+        method = self.whole_method() if self.is_evaluated else None
+        on_main(lambda: self._tell(figures, embedding, method, observers))
+
+    def whole_method(self) -> Method:
+        """The method as one process can use it; where its weights lie in pieces a copy, up to date in the first."""
+        if not self.run.devices.shards:
+            return self.run.method
+        state = whole(self.run.method.state_dict())
+        if self._copy is None:
+            return self.run.method
+        self._copy.load_state_dict(state)
+        return self._copy
+
+    def _tell(
+        self, figures: dict[str, float], embedding: Tensor | None, method: Method | None, observers: Observers
+    ) -> None:
+        """Add what one process can measure for all."""
+        if embedding is not None:
+            figures |= collapse_figures(embedding)
+        if self.knn is not None and method is not None:
+            figures["knn_top1"] = self.knn(method)
         self.rows.append({"step": self.step, **figures})
         self.latest.update(figures)
         observers.log(self.step, figures)
@@ -189,19 +215,18 @@ class Trainer:
         """Write a checkpoint. Randomness and order are functions of the step, so there is no state of theirs."""
         state = {
             "step": self.step,
-            "method": self.run.method.state_dict(),
-            "optimizer": self.update.optimizer.state_dict(),
+            "method": whole(self.run.method.state_dict()),
+            "optimizer": whole(self.update.optimizer.state_dict()),
             "choice": asdict(self.choice),
             "rows": self.rows,
             "throughput": self.throughput.state_dict(),
         }
-        self.checkpoints.save(self.step, state)
+        on_main(lambda: self.checkpoints.save(self.step, state))
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Continue from a checkpoint of this run. Raises CheckpointError where it does not fit."""
         try:
-            self.run.method.load_state_dict(state["method"])
-            self.update.optimizer.load_state_dict(state["optimizer"])
+            load_whole(self.run.method, self.update.optimizer, state)
         except (RuntimeError, ValueError, KeyError) as error:
             raise CheckpointError(
                 f"the checkpoint in {self.checkpoints.directory} does not fit the model; delete that folder to start "
@@ -227,18 +252,23 @@ def pretrain(
     validation: Split | None,
     materialized: MaterializedViews | None,
     decisions: Path,
+    devices: Devices | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Train the method, from the newest checkpoint if there is one, and write what is left of it to `out`.
 
     checkpoints: a folder of this run's own, named by a fingerprint of all that the result depends on; emptied of
     checkpoints when the outputs are complete. card: goes into encoder.json; its "experiment" names the run to
-    observers. decisions: where measured choices of precision are kept. Returns the figures of metrics.json.
-    A method that does not train leaves the same files after 0 steps.
-    Raises DataError (too few images, no labels for a method that needs them), CollapseError, CheckpointError, and
-    Interrupted when `stop` says so.
+    observers. decisions: where measured choices of precision are kept. devices: what trains, by default the best one
+    there is; with several, each of as many processes calls this, and the first writes. Returns the figures of
+    metrics.json. A method that does not train leaves the same files after 0 steps.
+    Raises DataError (too few images, no labels for a method that needs them), ConfigError (a batch that the processes
+    cannot share), CollapseError, CheckpointError, and Interrupted when `stop` says so.
     """
     require_labels(method, split)
+    devices = devices or Devices()
+    devices.require_even(train.batch_size)
+    device = devices.fabric().device
     run = Run(
         method=method,
         split=split,
@@ -246,7 +276,8 @@ def pretrain(
         schedule=schedule,
         train=train,
         seed=seed,
-        device=make_fabric().device,
+        device=device,
+        devices=devices,
         materialized=materialized,
     )
     info = RunInfo(
@@ -256,18 +287,22 @@ def pretrain(
         config=card,
     )
     saved = Checkpoints(checkpoints, report=observers.say)
+    if not is_main():
+        observers = Observers(progress=PlainProgress(lambda text: None))
     with observers.run(info), deterministic():
         if method.trains:
             trainer = begin(run, saved, decisions, validation, observers.say)
             trainer.fit(observers, stop)
-            result = outcome(trainer)
+            result, method = outcome(trainer), trainer.whole_method()
         else:
             method.to(run.device)
             result = Result(training={"steps": 0}, images_seen=0, areas=[], rows=[], timing=Throughput().report())
-        metrics = write_results(
-            method, result, out, card=card, split=split, validation=validation, seed=seed, device=run.device
+        metrics = on_main(
+            lambda: write_results(
+                method, result, out, card=card, split=split, validation=validation, seed=seed, device=run.device
+            )
         )
-    saved.clear()
+    on_main(saved.clear)
     return metrics
 
 
@@ -286,7 +321,7 @@ def begin(
     """A trainer at its newest checkpoint, or prepared for step 0. The checkpoint's choice of precision holds."""
     run.method.to(run.device)
     knn = OnlineKnn.of(run.split, validation, run.device, say) if run.train.knn_every else None
-    state = checkpoints.load_newest()
+    state = on_main(checkpoints.load_newest)
     if state is not None:
         trainer = Trainer(run, Choice(**state["choice"]), checkpoints, knn)
         trainer.load(state)
@@ -295,7 +330,8 @@ def begin(
     loader = run.loader(0, 1)  # refuses a split that is too small, before anything is computed from it
     prepare(run)
     first = next(iter(loader))
-    trainer = Trainer(run, choose(run, first, decisions, say), checkpoints, knn)
+    choice = on_main(lambda: choose(run, first, decisions, say))
+    trainer = Trainer(run, choice, checkpoints, knn)
     length = f"{trainer.total_steps} steps on {torch.get_num_threads()} threads"
     say(f"training for {length}, peak learning rate {run.rates.peak_lr:.6g}, {trainer.choice}")
     return trainer

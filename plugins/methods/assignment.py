@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from cl_core.distributed import average
+
 
 @torch.no_grad()
 def assignment_information(shares: Tensor) -> Tensor:
@@ -14,5 +16,5 @@ def assignment_information(shares: Tensor) -> Tensor:
     to one prototype or that each is spread evenly over all; the most where every image is certain of one and all of
     them are used. A perplexity sees only the first of the two ways to collapse, an entropy of rows only the second.
     """
-    mean_of_entropies = torch.special.entr(shares).sum(dim=1).mean()
-    return (torch.special.entr(shares.mean(dim=0)).sum() - mean_of_entropies).clamp(min=0)
+    mean_of_entropies = average(torch.special.entr(shares).sum(dim=1).mean())
+    return (torch.special.entr(average(shares.mean(dim=0))).sum() - mean_of_entropies).clamp(min=0)

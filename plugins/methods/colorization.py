@@ -16,6 +16,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from cl_core.data.sampling import SampleRng
+from cl_core.distributed import average, total
 from cl_core.types import Augmentation, Diagnosis, Encoder, Method, Panel, Representation, Sample, StepOutput, Views
 from plugins.methods.color import ColorBins, colored, lab_to_rgb, normalized, require_color, rgb_to_lab, strided
 from plugins.methods.color_detectors import chroma, colour_in_input
@@ -144,12 +145,12 @@ class Colorization(Method):
     def _scored(self, logits: Tensor, ab: Tensor) -> StepOutput:
         soft = self.bins.encode(ab)
         counts = colored(ab)[:, None, None].expand_as(ab[:, 0]).float()  # (N, h, w): 1 where a pixel counts
-        total = counts.sum().clamp(min=1)  # a batch of grey images alone has a loss of 0
+        number = average(counts.sum()).clamp(min=1)  # a batch of grey images alone has a loss of 0
         worth = self.bins.worth(soft) * counts
-        loss = (worth * F.cross_entropy(logits, soft, reduction="none")).sum() / total
+        loss = (worth * F.cross_entropy(logits, soft, reduction="none")).sum() / number
         with torch.no_grad():
-            floor = (worth * torch.special.entr(soft).sum(dim=1)).sum() / total
-            metrics = {"excess": loss - floor, **_hits(logits, soft, counts)}
+            floor = (worth * torch.special.entr(soft).sum(dim=1)).sum() / number
+            metrics = {"excess": loss.detach() - floor, **_hits(logits, soft, counts)}
             seen = counts[:, None]
             metrics["chroma_ratio"] = _chroma_ratio(self.bins.decode(logits, self.temperature) * seen, ab * seen)
         return StepOutput(loss=loss, metrics=metrics)
@@ -172,14 +173,14 @@ def _hits(logits: Tensor, soft: Tensor, counts: Tensor) -> dict[str, Tensor]:
     bins = soft.argmax(dim=1).flatten()
     counts = counts.flatten()
     right = (logits.argmax(dim=1).flatten() == bins) * counts
-    hits, occurrences = (counts.new_zeros(soft.shape[1]).index_add(0, bins, what) for what in (right, counts))
+    hits, occurrences = (total(counts.new_zeros(soft.shape[1]).index_add(0, bins, what)) for what in (right, counts))
     occur = (occurrences > 0).sum().clamp(min=1)
     return {
-        "accuracy": right.sum() / counts.sum().clamp(min=1),
+        "accuracy": hits.sum() / occurrences.sum().clamp(min=1),
         "recall": (hits / occurrences.clamp(min=1)).sum() / occur,
     }
 
 
 def _chroma_ratio(predicted: Tensor, true: Tensor) -> Tensor:
     """Mean chroma, the length of (a, b), of one (N, 2, h, w) over that of the other; 0 where neither has any."""
-    return predicted.norm(dim=1).mean() / true.norm(dim=1).mean().clamp(min=1e-6)
+    return average(predicted.norm(dim=1).mean()) / average(true.norm(dim=1).mean()).clamp(min=1e-6)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from cl_core.data.sampling import SampleRng
+from cl_core.distributed import average
 from cl_core.errors import ConfigError
 from cl_core.types import Augmentation, Diagnosis, Method, Panel, ParamGroup, StepOutput, UnitInterval, Views
 from plugins.methods.decoder import decoder, stage_shapes
@@ -239,9 +240,9 @@ def discriminator(width: int = 32) -> nn.Sequential:
 def masked_mse(painted: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     """Squared error averaged by weight, 0 outside the hole; painted, target: (N, C, h, w), weight: (N, 1, h, w)."""
     weight = weight.expand_as(target)
-    return (weight * (painted - target).square()).sum() / weight.sum()
+    return (weight * (painted - target).square()).sum() / average(weight.sum())
 
 
 def psnr(painted: Tensor, target: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB of values in [0, 1]."""
-    return -10 * F.mse_loss(painted.clamp(0, 1), target).clamp(min=1e-10).log10()
+    return -10 * average(F.mse_loss(painted.clamp(0, 1), target)).clamp(min=1e-10).log10()

@@ -16,6 +16,7 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from cl_core.data.sampling import SampleRng
+from cl_core.distributed import gather
 from cl_core.errors import ConfigError
 from cl_core.measures.logistic import linear_accuracy
 from cl_core.types import (
@@ -104,10 +105,11 @@ class Counting(Method):
         halves, tiles = views.images
         # One pass over all inputs, so that batch norm sees both resolutions together.
         counted = self.count(torch.cat([halves[:, None], tiles], dim=1).flatten(0, 1)).unflatten(0, (-1, 1 + TILES))
-        whole, parts = counted[:, 0], counted[:, 1:].sum(dim=1)
+        own = counted[:, 0]
+        whole, parts = gather(own), gather(counted[:, 1:].sum(dim=1))
         error, hinge = counting_terms(whole, parts, self.margin)
         return StepOutput(
-            loss=(error + hinge).mean(), metrics=counting_metrics(whole, error, hinge), embedding=whole.detach()
+            loss=(error + hinge).mean(), metrics=counting_metrics(whole, error, hinge), embedding=own.detach()
         )
 
     def count(self, images: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from cl_core.data.sampling import SampleRng
+from cl_core.distributed import average, gather
 from cl_core.errors import ConfigError
 from cl_core.types import (
     Augmentation,
@@ -196,7 +197,8 @@ class DenoisingAutoencoder(Method):
         """A stage's input with damage, and where it is; drawn from torch's generator, as dropout is."""
         hit = torch.rand_like(clean[:, :1], dtype=torch.float32) < self._rate
         noise = torch.randn_like(clean)
-        low, high = clean.amin(dim=(0, 2, 3), keepdim=True), clean.amax(dim=(0, 2, 3), keepdim=True)
+        low = gather(clean.amin(dim=(0, 2, 3), keepdim=True)).amin(dim=0, keepdim=True)
+        high = gather(clean.amax(dim=(0, 2, 3), keepdim=True)).amax(dim=0, keepdim=True)
         return self._damaged(clean, hit, noise, _Scale(_moments(clean)[1], low, high)), hit
 
     def _damaged(self, clean: Tensor, hit: Tensor, noise: Tensor, scale: _Scale) -> Tensor:
@@ -257,7 +259,7 @@ def phase_ends(stages: int) -> tuple[float, ...]:
 def reconstruction_loss(restored: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     """Weighted mean of the squared error; restored, target: (N, C, h, w), weight: (N, 1, h, w), >= 0."""
     weight = weight.expand_as(target)
-    return (weight * F.mse_loss(restored, target, reduction="none")).sum() / weight.sum().clamp(min=_FLAT)
+    return (weight * F.mse_loss(restored, target, reduction="none")).sum() / average(weight.sum()).clamp(min=_FLAT)
 
 
 def _work(block: nn.Module, side: int) -> int:
@@ -267,5 +269,7 @@ def _work(block: nn.Module, side: int) -> int:
 
 def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of every channel over the batch, (1, C, 1, 1) each."""
-    variance, mean = torch.var_mean(features.float(), dim=(0, 2, 3), correction=0, keepdim=True)
-    return mean, variance.clamp(min=_FLAT).sqrt()
+    variance, own = torch.var_mean(features.float(), dim=(0, 2, 3), correction=0, keepdim=True)
+    overall = average(own)
+    variance = average(variance + (own - overall).square())
+    return overall, variance.clamp(min=_FLAT).sqrt()

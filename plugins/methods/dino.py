@@ -17,6 +17,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from cl_core.data.sampling import SampleRng
+from cl_core.distributed import average
 from cl_core.types import Augmentation, Diagnosis, Method, Momentum, StepOutput, UnitInterval, Views
 from plugins.methods.assignment import assignment_information
 from plugins.methods.ema import momentum_at, move_average
@@ -89,7 +90,7 @@ class DINO(Method):
         embeddings = [self.encoder(view) for view in views.images]
         with torch.no_grad():
             targets = [self.teacher(view).float() for view in views.images[:2]]
-        self._seen = torch.cat(targets).mean(dim=0)
+        self._seen = average(torch.cat(targets).mean(dim=0))
         students = [self.head(z, learn_prototypes=float(self.progress) >= self.frozen) for z in embeddings]
         beliefs = [F.softmax((t - self.centre) / self._sharpness(), dim=1) for t in targets]
         loss = distillation_loss(beliefs, [s.float() / self.student_temperature for s in students])

@@ -19,6 +19,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from cl_core.data.sampling import SampleRng
+from cl_core.distributed import gather, world_size
 from cl_core.types import Augmentation, Diagnosis, Method, Momentum, StepOutput, Views
 from plugins.methods.ema import move_average
 from plugins.methods.embedding_detectors import contrastive_diagnoses
@@ -79,8 +80,9 @@ class MoCoV2(Method):
         """Loss of one batch of pairs, in one direction only, as in the paper."""
         query_view, key_view = views.images
         queries = self._queries(query_view)
-        self._keys = self._keys_of(key_view)  # for `after_update`
-        similarity = queue_similarity(queries, self._keys, self.queue.vectors)
+        keys = self._keys_of(key_view)
+        self._newest = gather(keys)  # for `after_update`
+        similarity = queue_similarity(queries, keys, self.queue.vectors)
         own = torch.zeros(len(similarity), dtype=torch.int64, device=similarity.device)
         loss = info_nce(similarity, own, self.temperature)
         figures = contrast_figures(similarity, own) | {
@@ -90,7 +92,7 @@ class MoCoV2(Method):
 
     def after_update(self, progress: float) -> None:
         """Let the keys of this step into the queue and move the key network towards the new weights."""
-        self.queue.push(self._keys)
+        self.queue.push(self._newest)
         move_average(self.key_network, nn.Sequential(self.encoder, self.head), self.momentum)
 
     def units(self, areas: Sequence[float]) -> float:
@@ -123,10 +125,11 @@ class MoCoV2(Method):
         return keys[order.argsort()]
 
     def _groups(self, batch: int) -> int:
-        """How many groups of two images or more pass one after the other."""
+        """How many groups pass one after the other, of two images or more and a share of every process's."""
         if self.ghost_batch is None:
             return 1
-        return max(1, min(max(2, math.ceil(batch / self.ghost_batch)), batch // 2))
+        images = batch * world_size()
+        return min(max(1, min(max(2, math.ceil(images / self.ghost_batch)), images // 2)), batch)
 
 
 def queue_similarity(queries: Tensor, keys: Tensor, negatives: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from cl_core.data.sampling import SampleRng
+from cl_core.distributed import gather
 from cl_core.heads import mlp
 from cl_core.types import Augmentation, Diagnosis, JointEmbedding, Momentum, StepOutput, Views
 from plugins.methods.ema import momentum_at, move_average
@@ -69,17 +70,17 @@ class MoCoV3(JointEmbedding):
     def embed(self, views: Views) -> tuple[Tensor, ...]:
         """Queries of both views, then their keys, (N, out_dim) each. A view passes alone, as in the authors' code."""
         view_a, view_b = views.images
-        q_a, q_b = self._predicted(view_a), self._predicted(view_b)
+        own = self._predicted(view_a), self._predicted(view_b)
         with torch.no_grad():
-            k_a, k_b = self.key_network(view_a), self.key_network(view_b)
-        return q_a, q_b, k_a, k_b
+            keys = self.key_network(view_a), self.key_network(view_b)
+        return *own, *keys
 
     def compare(self, embeddings: tuple[Tensor, ...], views: Views) -> StepOutput:
         """Loss of one batch of pairs."""
-        q_a, q_b, k_a, k_b = embeddings
+        q_a, q_b, k_a, k_b = map(gather, embeddings)
         mean, figures = paired_info_nce([(q_a, k_b), (q_b, k_a)], self.temperature)  # half the sum of both directions
         loss = 2 * self.temperature * 2 * mean
-        return StepOutput(loss=loss, metrics=figures, embedding=q_a.detach().float())
+        return StepOutput(loss=loss, metrics=figures, embedding=embeddings[0].detach().float())
 
     def after_update(self, progress: float) -> None:
         """Move the key network towards the weights the optimiser has just set; progress in (0, 1]."""

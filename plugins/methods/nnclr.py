@@ -12,6 +12,7 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from cl_core.data.sampling import SampleRng
+from cl_core.distributed import gather
 from cl_core.heads import mlp
 from cl_core.types import Augmentation, Diagnosis, JointEmbedding, StepOutput, Views
 from plugins.methods.embedding_detectors import contrastive_diagnoses
@@ -71,16 +72,18 @@ class NNCLR(JointEmbedding):
 
     def compare(self, embeddings: tuple[Tensor, ...], views: Views) -> StepOutput:
         """Loss of one batch of pairs."""
-        z_a, z_b, p_a, p_b = embeddings
-        near_a, near_b = nearest(z_a, self.queue.vectors), nearest(z_b, self.queue.vectors)
-        self._newest = z_a.detach()  # for `after_update`
+        own = embeddings[:2]
+        near_a, near_b = (gather(nearest(z, self.queue.vectors)) for z in own)
+        z_a, z_b = (gather(z.detach()) for z in own)
+        p_a, p_b = map(gather, embeddings[2:])
+        self._newest = z_a  # for `after_update`
         loss, figures = paired_info_nce([(near_a, p_b), (near_b, p_a)], self.temperature)
         neighbour_similarity = (_mean_cosine(near_a, z_b) + _mean_cosine(near_b, z_a)) / 2
         return StepOutput(
             loss=loss,
             metrics=figures
             | {"sibling_similarity": _mean_cosine(z_a, z_b), "neighbour_similarity": neighbour_similarity},
-            embedding=z_a.detach().float(),
+            embedding=own[0].detach().float(),
         )
 
     def after_update(self, progress: float) -> None:

@@ -15,6 +15,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from cl_core.data.sampling import SampleRng
+from cl_core.distributed import gather
 from cl_core.heads import mlp
 from cl_core.types import Augmentation, Diagnosis, JointEmbedding, StepOutput, Views
 from plugins.methods.embedding_detectors import embedding_diagnoses
@@ -50,11 +51,11 @@ class RedundancyReduction(JointEmbedding):
 
     def compare(self, embeddings: tuple[Tensor, ...], views: Views) -> StepOutput:
         """Loss of one batch of pairs."""
-        z_a, z_b = embeddings
+        z_a, z_b = map(gather, embeddings)
         still_a, still_b = z_a.detach().float(), z_b.detach().float()
         with torch.autocast(still_a.device.type, enabled=False):
             figures = self.figures(still_a, still_b)
-        return StepOutput(loss=self.loss(z_a, z_b), metrics=figures, embedding=still_a)
+        return StepOutput(loss=self.loss(z_a, z_b), metrics=figures, embedding=embeddings[0].detach().float())
 
     def diagnoses(self) -> dict[str, Diagnosis]:
         """Collapse, and whether h beats z."""

@@ -16,6 +16,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from cl_core.data.sampling import SampleRng
+from cl_core.distributed import gather
 from cl_core.errors import ConfigError
 from cl_core.heads import mlp
 from cl_core.types import Augmentation, Diagnosis, FineTuneModel, JointEmbedding, StepOutput, Views
@@ -83,11 +84,11 @@ class SimCLR(JointEmbedding):
 
     def compare(self, embeddings: tuple[Tensor, ...], views: Views) -> StepOutput:
         """Loss of one batch of pairs."""
-        z_a, z_b = embeddings
+        z_a, z_b = map(gather, embeddings)
         loss, metrics = self.loss(z_a, z_b), contrastive_metrics(z_a, z_b)
         if self._counts_candidates:
             metrics["information_bound"] = information_bound(loss, self.loss.candidates(len(z_a)))
-        return StepOutput(loss=loss, metrics=metrics, embedding=z_a.detach().float())
+        return StepOutput(loss=loss, metrics=metrics, embedding=embeddings[0].detach().float())
 
     def fine_tune_model(self) -> FineTuneModel:
         """The encoder under the head's first `fine_tune_layer` layers, each with its norm and ReLU."""

@@ -13,6 +13,7 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
+from cl_core.distributed import gather
 from cl_core.errors import ConfigError
 from cl_core.types import Augmentation, StepOutput, Views
 from plugins.methods.simclr import SimCLR, nearest_others, unit_vectors
@@ -62,11 +63,11 @@ class SupCon(SimCLR):
 
     def compare(self, embeddings: tuple[Tensor, ...], views: Views) -> StepOutput:
         """Loss of one batch of pairs."""
-        z_a, z_b = embeddings
+        z_a, z_b, labels = map(gather, (*embeddings, views.labels))
         return StepOutput(
-            loss=self.loss(z_a, z_b, views.labels),
-            metrics=class_metrics(z_a, z_b, views.labels),
-            embedding=z_a.detach().float(),
+            loss=self.loss(z_a, z_b, labels),
+            metrics=class_metrics(z_a, z_b, labels),
+            embedding=embeddings[0].detach().float(),
         )
 
 

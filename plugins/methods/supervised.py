@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from cl_core.data.sampling import SampleRng
+from cl_core.distributed import gather
 from cl_core.errors import ConfigError
 from cl_core.types import Augmentation, Method, StepOutput, Views
 
@@ -58,8 +59,8 @@ class Supervised(Method):
 
     def forward(self, views: Views) -> StepOutput:
         """Mean cross-entropy over the labelled images; views.labels: (N,) int64, -1 for none."""
-        labels = self._checked(views.labels)
-        logits = self.classifier(self.encoder(views.images[0])).float()
+        logits = gather(self.classifier(self.encoder(views.images[0])).float())
+        labels = self._checked(None if views.labels is None else gather(views.labels))
         loss = F.cross_entropy(logits, labels, ignore_index=UNLABELLED, label_smoothing=self.label_smoothing)
         right = (logits.argmax(dim=1) == labels).sum()  # never true of -1
         return StepOutput(loss=loss, metrics={"accuracy": right / (labels != UNLABELLED).sum()})

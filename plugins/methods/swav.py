@@ -15,6 +15,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from cl_core.data.sampling import SampleRng
+from cl_core.distributed import gather
 from cl_core.heads import mlp
 from cl_core.types import Augmentation, Diagnosis, Method, StepOutput, UnitInterval, Views
 from plugins.methods.assignment import assignment_information
@@ -86,7 +87,8 @@ class SwAV(Method):
 
     def forward(self, views: Views) -> StepOutput:
         """Loss of one batch of V views."""
-        z = self._embeddings(views)  # (V, N, D)
+        own = self._embeddings(views)  # (V, N, D)
+        z = gather(own.transpose(0, 1)).transpose(0, 1)
         frozen = float(self.progress) < self.frozen_share
         # Without a gradient the optimiser skips them; a gradient of zero would still decay them and carry momentum.
         prototypes = self.prototypes.detach() if frozen else self.prototypes
@@ -97,7 +99,7 @@ class SwAV(Method):
         return StepOutput(
             loss=swapped_loss(scores, codes, self.temperature),
             metrics=cluster_figures(scores[:2], codes, self.temperature),
-            embedding=z[0].detach(),
+            embedding=own[0].detach(),
         )
 
     @torch.no_grad()

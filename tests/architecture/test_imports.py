@@ -13,6 +13,7 @@ TIERS = [
     [
         "cl_core.allocator",
         "cl_core.errors",
+        "cl_core.distributed",
         "cl_core.data.sampling",
         "cl_core.examples",
         "cl_core.types",
@@ -34,6 +35,7 @@ PLUGIN_API = {
     "cl_core",
     "cl_core.types",
     "cl_core.examples",
+    "cl_core.distributed",
     "cl_core.errors",
     "cl_core.heads",
     "cl_core.tiled",

@@ -12,11 +12,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cl_core.errors import ContrastError
+from cl_core.errors import ConfigError, ContrastError
 from pipelines import stage_process
+from pipelines.gpus import gpu_slots
 from pipelines.locks import held, locked
 from pipelines.sizing import Machine
-from pipelines.stage_process import gpu_slot
 
 # Runs `contrast stage NAME` with the stage function given as source text; importing the real ones takes seconds.
 DRIVER = """
@@ -202,16 +202,16 @@ def test_without_dvc_a_stage_does_not_watch_anybody(folder):
 def test_each_stage_gets_a_gpu_of_its_own_and_the_next_one_waits(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
     two = {"count": lambda: 2, "folder": tmp_path}
-    with gpu_slot("pretrain@a", **two) as first:
-        assert (first, os.environ["CUDA_VISIBLE_DEVICES"]) == (0, "4")
+    with gpu_slots("pretrain@a", **two) as first:
+        assert (first, os.environ["CUDA_VISIBLE_DEVICES"]) == ([0], "4")
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
-        with gpu_slot("pretrain@b", **two) as second:
-            assert (second, os.environ["CUDA_VISIBLE_DEVICES"]) == (1, "7")
+        with gpu_slots("pretrain@b", **two) as second:
+            assert (second, os.environ["CUDA_VISIBLE_DEVICES"]) == ([1], "7")
             monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
             third = []
 
             def wait():
-                with gpu_slot("pretrain@c", **two) as slot:
+                with gpu_slots("pretrain@c", **two) as slot:
                     third.append(slot)
 
             thread = threading.Thread(target=wait)
@@ -219,14 +219,41 @@ def test_each_stage_gets_a_gpu_of_its_own_and_the_next_one_waits(tmp_path, monke
             time.sleep(0.8)
             assert third == []
         thread.join(20)
-    assert third == [1]
+    assert third == [[1]]
     assert f"pretrain@c waits for a GPU; in use by pid {os.getpid()}, {os.getpid()}" in capsys.readouterr().out
+
+
+def test_several_gpus_are_taken_together_or_not_at_all(tmp_path, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    three = {"count": lambda: 3, "folder": tmp_path}
+    with gpu_slots("pretrain@a", 2, **three) as pair:
+        assert (pair, os.environ["CUDA_VISIBLE_DEVICES"]) == ([0, 1], "0,1")
+        waiting = []
+
+        def wait():
+            with gpu_slots("pretrain@b", 2, count=lambda: 3, folder=tmp_path) as slots:
+                waiting.append(slots)
+
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+        thread = threading.Thread(target=wait)
+        thread.start()
+        time.sleep(0.8)
+        with gpu_slots("pretrain@c", 1, **three) as one:  # the one that is left was not kept by who waits for two
+            assert one == [2]
+    thread.join(20)
+    assert len(waiting[0]) == 2
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    with (
+        pytest.raises(ConfigError, match=r"run\.devices is 4, and this machine shows 3 GPUs"),
+        gpu_slots("d", 4, **three),
+    ):
+        pass
 
 
 def test_without_a_gpu_nothing_is_waited_for_and_nothing_changes(tmp_path, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    with gpu_slot("pretrain@a", count=lambda: 0, folder=tmp_path / "slots") as slot:
-        assert slot is None
+    with gpu_slots("pretrain@a", count=lambda: 0, folder=tmp_path / "slots") as slot:
+        assert slot == []
     assert "CUDA_VISIBLE_DEVICES" not in os.environ
     assert not (tmp_path / "slots").exists()
 

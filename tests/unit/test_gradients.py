@@ -78,7 +78,9 @@ def trained(method, micro_batch, steps=3):
     outputs = []
     for step in range(steps):
         optimizer.zero_grad()
-        outputs.append(backward(method, views_of(method, step), FABRIC, lambda loss: None, micro_batch))
+        outputs.append(
+            backward(method, method, views_of(method, step), FABRIC, lambda loss: None, micro_batch=micro_batch)
+        )
         optimizer.step()
         method.after_update((step + 1) / steps)
     return method.state_dict(), outputs
@@ -157,7 +159,7 @@ def test_a_loss_that_is_not_finite_is_told_before_any_weight_is_touched():
 
     method = METHODS["simclr"]()
     with pytest.raises(CollapseError, match="not finite"):
-        backward(method, views_of(method, 0), FABRIC, refuse, PART)
+        backward(method, method, views_of(method, 0), FABRIC, refuse, micro_batch=PART)
     assert all(weight.grad is None for weight in method.parameters())
 
 

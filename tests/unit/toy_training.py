@@ -148,7 +148,7 @@ def train(store, folder, name="contrast", *, method=None, stop=lambda: False, ob
     optimizer = {key: options.pop(key) for key in ("lr", "clip") if key in options}
     optimizer |= {"name": options.pop("optimizer")} if "optimizer" in options else {}
     validation = options.pop("validation", store.split("validation"))
-    materialized = options.pop("materialized", None)
+    materialized, devices = options.pop("materialized", None), options.pop("devices", None)
     pretrain(
         method if method is not None else METHODS[name](),
         store.split("train"),
@@ -163,6 +163,7 @@ def train(store, folder, name="contrast", *, method=None, stop=lambda: False, ob
         validation=validation,
         materialized=materialized,
         decisions=folder / "decisions.json",
+        devices=devices,
         stop=stop,
     )
     return folder / "out"
