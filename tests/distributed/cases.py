@@ -11,12 +11,13 @@ from cl_core.data.store import Store
 from cl_core.distributed import alone, gather, rank, total, world_size
 from cl_core.errors import CollapseError, ContrastError
 from cl_core.testing import sample_images
+from cl_core.training.gradients import backward
 from cl_core.training.optim import Schedule
 from cl_core.training.precision import Choice
 from cl_core.training.processes import Devices, means
 from cl_core.training.shards import whole
 from cl_core.training.update import Updater
-from cl_core.types import StepOutput, Views
+from cl_core.types import JointEmbedding, StepOutput, Views
 
 PLAIN = Choice(precision="fp32", channels_last=False)
 BATCH, STEPS, RATE = 16, 3, 0.003
@@ -97,6 +98,34 @@ def loss_gradient(name):
     value = loss(gather(z_a), gather(z_b))
     value.backward()
     return value.detach(), z_a.grad / world_size()  # the sum over processes, which data parallelism averages
+
+
+class Pairs(JointEmbedding):
+    """InfoNCE without batch norm, so that a micro-batch is as good as a batch."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 8))
+
+    def make_views(self, images, rng):
+        return Views(images=(images, images.flip(-1)))
+
+    def embed(self, views):
+        return tuple(F.normalize(self.encoder(view), dim=1) for view in views.images)
+
+    def compare(self, embeddings, views):
+        z_a, z_b = map(gather, embeddings)
+        return StepOutput(loss=F.cross_entropy(z_a @ z_b.T / 0.2, torch.arange(len(z_a))))
+
+
+def gradient(micro_batch):
+    """Of the weights, of all rows, by micro-batches of this process's own."""
+    method, devices = Pairs(), Devices(devices=world_size())
+    fabric = devices.fabric(PLAIN)
+    views = method.make_views(own(sample_images(BATCH)), None)
+    backward(method, method, views, fabric, lambda loss: None, micro_batch=micro_batch)
+    return method.encoder[1].weight.grad
 
 
 def sums_and_gradient(values):

@@ -53,3 +53,9 @@ def test_every_loss_of_gathered_embeddings_has_the_value_and_gradient_of_one_pro
     for theirs, _ in answers:
         torch.testing.assert_close(theirs, value)
     torch.testing.assert_close(torch.cat([share for _, share in answers]), gradient)
+
+
+def test_micro_batches_of_two_processes_give_the_gradient_of_the_whole_batch(two):
+    expected = cases.gradient(None)
+    for gradient in two(cases.gradient, 3):
+        torch.testing.assert_close(gradient, expected)
