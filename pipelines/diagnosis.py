@@ -14,9 +14,9 @@ from rich.table import Table
 from cl_core.data.files import read_json
 from cl_core.errors import ConfigError, did_you_mean
 from cl_core.resolve import RESOLVED, write_resolved
+from pipelines.gpus import gpu_slots
 from pipelines.locks import locked
 from pipelines.planning import LOCKS, require_project
-from pipelines.stage_process import gpu_slot
 
 RUNS = Path("artifacts/runs")
 TRAINED = ("seed", "image_size", "method", "encoder", "loss", "score", "chains")  # what decides a method
@@ -33,7 +33,7 @@ def run(folder: Path, experiment: str) -> None:
     write_resolved(project)
     _require_trained(project, experiment)
     address = f"diagnose@{experiment}"
-    with locked(project / LOCKS / f"{address}.lock", f"stage {address}"), gpu_slot(address):
+    with locked(project / LOCKS / f"{address}.lock", f"stage {address}"), gpu_slots(address):
         from pipelines.stages import run_stage
 
         run_stage(project, "diagnose", experiment)
