@@ -36,14 +36,16 @@ from cl_core.data.ingest import SplitRule, ingest  # noqa: E402
 from cl_core.data.loader import Batch  # noqa: E402
 from cl_core.data.store import Split, Store  # noqa: E402
 from cl_core.registry import load_registry  # noqa: E402
+from cl_core.training.processes import Devices  # noqa: E402
 from cl_core.training.trainer import Run, choose  # noqa: E402
 from cl_core.training.update import deterministic  # noqa: E402
 from cl_core.types import Example, Method  # noqa: E402
 
 SIDE, TEMPERATURE, LR, MOMENTUM, DECAY = 32, 0.5, 0.06, 0.9, 5e-4
 SETTINGS = {"resnet18": (128, 2.2, 0.92), "resnet8": (512, 3.5, 0.80)}  # batch, asked against lightly, of the limit
-LOSS_STEPS, LOSS_BATCH, SEEDS = 30, 128, (0, 1, 2)
+LOSS_STEPS, LOSS_BATCH, SEEDS = 20, 128, (0, 1, 2)
 THREADS = 2
+DECISIONS = harness.ENVIRONMENTS / "decisions.json"  # measured once and kept, as in a project
 HAS_BF16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 Step = Callable[[], float]
@@ -114,6 +116,7 @@ def run_of(split: Split, encoder: str, batch: int, seed: int, steps: int) -> Run
         train=TrainConfig(batch_size=batch, knn_every=0),
         seed=seed,
         device=torch.device("cpu"),
+        devices=Devices(),
     )
 
 
@@ -122,7 +125,7 @@ def ours(images: Tensor, encoder: str, batch: int, seed: int) -> Iterator[float]
     keep_freed_memory()
     folder = Path(tempfile.mkdtemp(prefix="contrast-bench-"))
     run = run_of(store_of(images, folder / "store"), encoder, batch, seed, 10_000)
-    choice = choose(run, next(iter(run.loader(0, 1))), folder / "decisions.json", _to_stderr)
+    choice = choose(run, next(iter(run.loader(0, 1))), DECISIONS, _to_stderr)
     update = run.updater(choice)
     with deterministic():
         for batch_ in run.loader(0, 10_000):
@@ -135,7 +138,7 @@ def ready(images: Tensor, encoder: str, batch: int, seed: int) -> Iterator[float
     folder = Path(tempfile.mkdtemp(prefix="contrast-bench-"))
     run = run_of(store_of(images, folder / "store"), encoder, batch, seed, 10_000)
     first: Batch = next(iter(run.loader(0, 1)))
-    update = run.updater(choose(run, first, folder / "decisions.json", _to_stderr))
+    update = run.updater(choose(run, first, DECISIONS, _to_stderr))
     views = run.views(first).map(update._placed)
     while True:
         update.method.zero_grad()
