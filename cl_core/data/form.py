@@ -11,7 +11,7 @@ import numpy as np
 from cl_core.data.decode import UnreadableImageError, decode
 from cl_core.data.encode import encode
 from cl_core.data.shards import JpegWriter, Layout, PixelWriter, ShardWriter
-from cl_core.types import Example
+from cl_core.examples import Example
 
 
 class Stored(NamedTuple):

@@ -20,6 +20,7 @@ from cl_core.data.store import Store
 from cl_core.errors import CollapseError, Interrupted
 from cl_core.training import trainer as trainer_module
 from cl_core.training.precision import Choice, choices, decide, decide_compiled, decision_key, pick
+from cl_core.training.processes import Devices
 from cl_core.training.progress import PlainProgress
 from cl_core.training.tracking import Observers
 from cl_core.training.trainer import pretrain
@@ -341,6 +342,7 @@ def test_measuring_touches_neither_the_method_nor_the_random_numbers(split, tmp_
         train=TrainConfig(batch_size=8),
         seed=1,
         device=CPU,
+        devices=Devices(),
     )
     before, random = copy.deepcopy(method.state_dict()), torch.get_rng_state()
     trainer_module.choose(run, next(iter(run.loader(0, 1))), tmp_path / "decisions.json", lambda line: None)
