@@ -20,6 +20,7 @@ from pathlib import Path
 
 import harness
 import torch
+from inputs import specs
 
 from cl_core.assembly import build_method
 from cl_core.config import OptimizerConfig, ScheduleConfig, TrainConfig
@@ -57,13 +58,7 @@ def method_of(registry: Registry, name: str) -> Method:
     """The method with its recipe's chains."""
     entry = METHODS[name]
     recipe, options = entry["recipe"]
-    chains = {
-        argument: [
-            {"name": spec["name"], "options": {key: value for key, value in spec.items() if key != "name"}}
-            for spec in specs
-        ]
-        for argument, specs in registry.build("recipe", recipe, options).items()
-    }
+    chains = {argument: specs(steps) for argument, steps in registry.build("recipe", recipe, options).items()}
     experiment = {
         "method": entry["method"],
         "encoder": {"name": "resnet18", "options": {"stem": "cifar"}},

@@ -22,6 +22,7 @@ import harness
 harness.with_peers("lightly==1.6.0")
 
 import torch  # noqa: E402
+from inputs import photographs, specs  # noqa: E402
 from lightly.loss import NTXentLoss  # noqa: E402
 from lightly.models.modules import SimCLRProjectionHead  # noqa: E402
 from lightly.transforms import SimCLRTransform  # noqa: E402
@@ -40,6 +41,7 @@ from cl_core.training.processes import Devices  # noqa: E402
 from cl_core.training.trainer import Run, choose  # noqa: E402
 from cl_core.training.update import deterministic  # noqa: E402
 from cl_core.types import Example, Method  # noqa: E402
+from plugins.augmentations.recipes import simclr_cifar  # noqa: E402
 
 SIDE, TEMPERATURE, LR, MOMENTUM, DECAY = 32, 0.5, 0.06, 0.9, 5e-4
 SETTINGS = {"resnet18": (128, 2.2, 0.92), "resnet8": (512, 3.5, 0.80)}  # batch, asked against lightly, of the limit
@@ -49,16 +51,6 @@ DECISIONS = harness.ENVIRONMENTS / "decisions.json"  # measured once and kept, a
 HAS_BF16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 Step = Callable[[], float]
-
-
-def photographs(count: int) -> Tensor:
-    """(N, 3, 32, 32) uint8: blots of several sizes and colours, each image its own."""
-    generator = torch.Generator().manual_seed(0)
-    total = torch.zeros(count, 3, SIDE, SIDE)
-    for cells in (2, 4, 8, 16):
-        noise = torch.randn(count, 3, cells, cells, generator=generator)
-        total += torch.nn.functional.interpolate(noise, SIDE, mode="bicubic") / cells**0.5
-    return ((total * 0.25 + 0.5).clamp(0, 1) * 255).to(torch.uint8)
 
 
 class Pictures(Dataset):
@@ -87,19 +79,12 @@ def store_of(images: Tensor, folder: Path) -> Split:
 
 def simclr(encoder: str, seed: int) -> Method:
     """Our SimCLR with the recipe simclr-cifar, but bilinear crops as the peers' are."""
-    jitter = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1, "prob": 0.8}
-    chain = [
-        {"name": "random_resized_crop", "options": {"scale": [0.08, 1.0], "interpolation": "bilinear"}},
-        {"name": "horizontal_flip", "options": {"prob": 0.5}},
-        {"name": "color_jitter", "options": jitter},
-        {"name": "grayscale", "options": {"prob": 0.2}},
-    ]
     experiment = {
         "method": {"name": "simclr", "options": {"out_dim": 128}},
         "encoder": {"name": encoder, "options": {}},
         "loss": {"name": "nt_xent", "options": {"temperature": TEMPERATURE}},
         "score": None,
-        "chains": {"augment": chain},
+        "chains": {"augment": specs(simclr_cifar()["augment"], interpolation="bilinear")},
         "image_size": SIDE,
     }
     return build_method(load_registry(), experiment, seed=seed)
@@ -206,7 +191,7 @@ class Side:
 def serve(name: str, encoder: str, batch: str, seed: str, images: str) -> None:
     """What a side's process does: so many steps per line of input."""
     torch.set_num_threads(THREADS)
-    losses = SIDES[name](photographs(int(images)), encoder, int(batch), int(seed))
+    losses = SIDES[name](photographs(int(images), SIDE), encoder, int(batch), int(seed))
     for line in sys.stdin:
         print(*(next(losses) for _ in range(int(line))), flush=True)
 

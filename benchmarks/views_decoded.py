@@ -20,6 +20,7 @@ import kornia.augmentation as K  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import torchvision.transforms.v2 as T  # noqa: E402
+from inputs import photographs, specs  # noqa: E402
 from lightly.transforms import SimCLRTransform  # noqa: E402
 from PIL import Image  # noqa: E402
 from torch import Tensor  # noqa: E402
@@ -29,6 +30,7 @@ from cl_core.assembly import build_chain  # noqa: E402
 from cl_core.data.sampling import SampleRng  # noqa: E402
 from cl_core.data.store import to_float  # noqa: E402
 from cl_core.registry import load_registry  # noqa: E402
+from plugins.augmentations.recipes import simclr  # noqa: E402
 
 MIN_SCALE, JITTER, PROB, GRAY, BLUR, SIGMA = 0.08, (0.8, 0.8, 0.8, 0.2), 0.8, 0.2, 0.5, (0.1, 2.0)
 TARGETS = {"lightly": 10.0, "torchvision": None, "kornia": 4.0, "albumentations": 2.5}
@@ -37,31 +39,9 @@ TOLERANCE = 0.04  # of the mean and the standard deviation of a channel, in a ra
 Maker = Callable[[], Tensor]
 
 
-def photographs(count: int, side: int) -> Tensor:
-    """(N, 3, side, side) uint8: blots of all sizes in several colours, with edges, as contrasty as photographs."""
-    generator = torch.Generator().manual_seed(0)
-    total = torch.zeros(count, 3, side, side)
-    for cells in (2, 4, 8, 16):
-        noise = torch.randn(count, 3, cells, cells, generator=generator)
-        total += torch.nn.functional.interpolate(noise, side, mode="bicubic") / cells**0.5
-    edges = torch.nn.functional.interpolate(torch.randn(count, 1, 5, 5, generator=generator), side, mode="nearest")
-    return ((total * 0.2 + edges * 0.1 + 0.5).clamp(0, 1) * 255).to(torch.uint8)
-
-
-def ours(images: Tensor, kernel: float) -> Maker:
-    """The chain that the recipe `simclr` names, with bilinear crops as the peers'."""
-    bright, contrast, saturation, hue = JITTER
-    colours = {"brightness": bright, "contrast": contrast, "saturation": saturation, "hue": hue}
-    chain = build_chain(
-        load_registry(),
-        [
-            {"name": "random_resized_crop", "options": {"scale": [MIN_SCALE, 1.0], "interpolation": "bilinear"}},
-            {"name": "horizontal_flip", "options": {"prob": 0.5}},
-            {"name": "color_jitter", "options": {**colours, "prob": PROB}},
-            {"name": "grayscale", "options": {"prob": GRAY}},
-            {"name": "gaussian_blur", "options": {"kernel": kernel, "sigma": list(SIGMA), "prob": BLUR}},
-        ],
-    )
+def ours(images: Tensor) -> Maker:
+    """The recipe `simclr`, with bilinear crops as the peers'."""
+    chain = build_chain(load_registry(), specs(simclr()["augment"], interpolation="bilinear"))
     rows, epochs = torch.arange(len(images)), itertools.count()
 
     def make() -> Tensor:
@@ -165,7 +145,7 @@ def measure(side: int, count: int, args: harness.Arguments) -> list[harness.Row]
     images = photographs(count, side)
     taps = int(0.1 * side) // 2 * 2 + 1
     sides = {
-        "contrast": ours(images, 0.1),
+        "contrast": ours(images),
         harness.named("lightly"): lightly(images, taps),
         harness.named("torchvision"): torchvision(images, taps),
         harness.named("kornia"): kornia(images, taps),

@@ -25,6 +25,7 @@ from typing import Any  # noqa: E402
 import numpy as np  # noqa: E402
 import simplejpeg  # noqa: E402
 import torch  # noqa: E402
+from inputs import specs  # noqa: E402
 from lightly.transforms import SimCLRTransform  # noqa: E402
 from PIL import Image  # noqa: E402
 from torch import Tensor  # noqa: E402
@@ -79,17 +80,12 @@ def _jpeg(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _spec(name: str, **options: Any) -> dict[str, Any]:
-    """A step of a recipe as the registry takes it; the crop bilinear, as torchvision's."""
-    return {"name": name, "options": options | ({"interpolation": "bilinear"} if "interpolation" in options else {})}
-
-
 class Ours:
     """Two views of every image, in batches, as training makes them."""
 
     def __init__(self, store: Path, batch: int) -> None:
         self.split = Store.open(store).split("train")
-        self.chain = build_chain(load_registry(), [_spec(**step) for step in simclr(size=SIZE)["augment"]])
+        self.chain = build_chain(load_registry(), specs(simclr(size=SIZE)["augment"], interpolation="bilinear"))
         self.batch, self.epoch = batch, 0
 
     def __call__(self) -> list[Tensor]:
