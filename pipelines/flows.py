@@ -12,6 +12,7 @@ import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,8 @@ def _worth_retrying(_task: Any, _run: Any, state: State[Any]) -> bool:
     return not isinstance(error, ContrastError) or (isinstance(error, StageFailed) and error.worth_retrying)
 
 
-@task(
+_stage_task = partial(
+    task,
     name="stage",
     task_run_name="{stage.name}",
     persist_result=False,
@@ -105,6 +107,13 @@ def _worth_retrying(_task: Any, _run: Any, state: State[Any]) -> bool:
     retry_delay_seconds=RETRY_DELAY,
     retry_condition_fn=_worth_retrying,
 )
+
+
+def _completed(stage: Stage, outcome: Outcome) -> State[str]:
+    return Completed(name=STATE_NAMES[outcome], message=f"{stage.name}: {outcome.value}", data=outcome.value)
+
+
+@_stage_task()
 def run_stage(stage: Stage, session: Session) -> State[str]:
     """Bring one stage up to date."""
     try:
@@ -113,17 +122,10 @@ def run_stage(stage: Stage, session: Session) -> State[str]:
         session.board.end(stage.name, "stopped")
         return Cancelled(message=str(stop))
     session.finish(stage, outcome)
-    return Completed(name=STATE_NAMES[outcome], message=f"{stage.name}: {outcome.value}", data=outcome.value)
+    return _completed(stage, outcome)
 
 
-@task(
-    name="stage",
-    task_run_name="{stage.name}",
-    persist_result=False,
-    cache_policy=NO_CACHE,
-    retry_delay_seconds=RETRY_DELAY,
-    retry_condition_fn=_worth_retrying,
-)
+@_stage_task()
 def run_stage_on_worker(stage: Stage, project: Path, jobs: int, needed: bool) -> State[str]:
     """Bring one stage up to date on whatever machine this runs, which sees the project's folder under the same path.
 
@@ -131,7 +133,7 @@ def run_stage_on_worker(stage: Stage, project: Path, jobs: int, needed: bool) ->
     """
     runner = Runner(project, project / LOGS, jobs)
     outcome = runner.run(stage.name, get_run_logger().info) if needed else Outcome.UP_TO_DATE
-    return Completed(name=STATE_NAMES[outcome], message=f"{stage.name}: {outcome.value}", data=outcome.value)
+    return _completed(stage, outcome)
 
 
 @flow(name="contrast", task_runner=ThreadPoolTaskRunner(), persist_result=False)

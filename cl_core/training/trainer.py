@@ -69,6 +69,11 @@ class Run:
         peak = self.optimizer.peak_lr(self.train.batch_size)
         return Schedule.of(self.schedule, peak, self.steps_per_epoch, self.method.lr_restarts)
 
+    def info(self, directory: Path, card: Mapping[str, Any]) -> RunInfo:
+        """What observers are told of the run. directory: of its checkpoints."""
+        steps = self.rates.total_steps if self.method.trains else 0
+        return RunInfo(experiment=str(card.get("experiment", "")), directory=directory, total_steps=steps, config=card)
+
     def loader(self, start: int, stop: int) -> Loader:
         """This process's share of the batches of these steps. Raises DataError where the split cannot fill a batch.
 
@@ -280,26 +285,19 @@ def pretrain(
         devices=devices,
         materialized=materialized,
     )
-    info = RunInfo(
-        experiment=str(card.get("experiment", "")),
-        directory=checkpoints,
-        total_steps=run.rates.total_steps if method.trains else 0,
-        config=card,
-    )
     saved = Checkpoints(checkpoints, report=observers.say)
     if not is_main():
         observers = Observers(progress=PlainProgress(lambda text: None))
-    with observers.run(info), deterministic():
+    with observers.run(run.info(checkpoints, card)), deterministic():
         if method.trains:
             trainer = begin(run, saved, decisions, validation, observers.say)
             trainer.fit(observers, stop)
-            result, method = outcome(trainer), trainer.whole_method()
+            result, trained = outcome(trainer), trainer.whole_method()
         else:
-            method.to(run.device)
-            result = Result(training={"steps": 0}, images_seen=0, areas=[], rows=[], timing=Throughput().report())
+            result, trained = untrained(), method.to(device)
         metrics = on_main(
             lambda: write_results(
-                method, result, out, card=card, split=split, validation=validation, seed=seed, device=run.device
+                trained, result, out, card=card, split=split, validation=validation, seed=seed, device=device
             )
         )
     on_main(saved.clear)
@@ -344,6 +342,11 @@ def prepare(run: Run) -> None:
     sample = run.split.by_hash(PREPARE_IMAGES)
     torch.manual_seed(mix(run.seed, _PREPARE_STREAM))
     run.method.prepare(to_float(sample.images(torch.arange(len(sample))).to(run.device)))
+
+
+def untrained() -> Result:
+    """What a method that does not train has to tell."""
+    return Result(training={"steps": 0}, images_seen=0, areas=[], rows=[], timing=Throughput().report())
 
 
 def outcome(trainer: Trainer) -> Result:
