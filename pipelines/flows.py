@@ -131,7 +131,7 @@ def run_stage_on_worker(stage: Stage, project: Path, jobs: int, needed: bool) ->
 
     jobs: how many share the cores of that machine.
     """
-    runner = Runner(project, project / LOGS, jobs)
+    runner = Runner(project, project / LOGS, jobs, RunSettings.read(project).decode_threads)
     outcome = runner.run(stage.name, get_run_logger().info) if needed else Outcome.UP_TO_DATE
     return _completed(stage, outcome)
 
