@@ -57,7 +57,7 @@ class Sources:
     def part_digest(self, entry: Entry) -> str:
         """Digest of the source of a part: its module and what it imports from its own distribution, the engine
         excepted."""
-        packages = {entry.module.partition(".")[0], *_top_level(entry.provider)} - {ENGINE}
+        packages = {entry.module.partition(".")[0], *top_level(entry.provider)} - {ENGINE}
         return self.source_digest([entry.module], packages)
 
     def engine_digest(self, stage: str) -> str:
@@ -135,7 +135,8 @@ class Sources:
         return next((path for path in candidates if path.is_file()), None)
 
 
-def _top_level(provider: str) -> list[str]:
+def top_level(provider: str) -> list[str]:
+    """Names of the packages and modules that a distribution installs; none where it does not say."""
     try:
         return (importlib.metadata.distribution(provider).read_text("top_level.txt") or "").split()
     except importlib.metadata.PackageNotFoundError:

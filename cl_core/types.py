@@ -10,20 +10,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from cl_core.data.sampling import SampleRng
 from cl_core.examples import Example as Example  # noqa: PLC0414 - handed on
 from cl_core.examples import Source as Source  # noqa: PLC0414 - handed on
-
-UnitInterval = Annotated[float, Field(ge=0, le=1)]
-NonNegative = Annotated[float, Field(ge=0)]
-Momentum = Annotated[float, Field(ge=0, le=1)]
+from cl_core.ranges import Momentum as Momentum  # noqa: PLC0414 - handed on
+from cl_core.ranges import NonNegative as NonNegative  # noqa: PLC0414 - handed on
+from cl_core.ranges import UnitInterval as UnitInterval  # noqa: PLC0414 - handed on
 
 
 class Augmentation(Protocol):

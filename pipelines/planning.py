@@ -64,14 +64,25 @@ def exclusive(project: Path) -> Iterator[None]:
         yield
 
 
+def bring_resolved_up_to_date(project: Path) -> None:
+    """Resolve, unless nothing that resolving reads has changed. Raises ConfigError with every mistake in them."""
+    from pipelines import receipt  # loads the registry, which only planning needs
+
+    if receipt.still_holds(project):
+        return
+    from cl_core.resolve import write_resolved  # loads torch, through the parts that it looks at
+
+    inputs = receipt.begin(project)
+    write_resolved(project)
+    receipt.keep(project, inputs)
+
+
 def plan_run(project: Path, experiments: Iterable[str] = ()) -> dvc_repo.Plan:
     """Write the resolved inputs of all stages, then read which stages are out of date.
 
     experiments: names to restrict the plan to; none means all. Raises ConfigError with every mistake in the settings.
     """
-    from cl_core.resolve import write_resolved
-
-    write_resolved(project)
+    bring_resolved_up_to_date(project)
     plan = dvc_repo.look(project)
     wanted = list(experiments)
     return plan.only(wanted) if wanted else plan

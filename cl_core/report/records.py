@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveInt
 
-from cl_core.types import UnitInterval
+from cl_core.ranges import UnitInterval
 
 RANDOM_INIT = "random_init"  #: the yardstick of every linear result: the same encoder and input before training
 

@@ -16,6 +16,7 @@ TIERS = [
         "cl_core.distributed",
         "cl_core.data.sampling",
         "cl_core.examples",
+        "cl_core.ranges",
         "cl_core.types",
         "cl_core.heads",
         "cl_core.tiled",
