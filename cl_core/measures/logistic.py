@@ -28,6 +28,7 @@ _CONSTANT = 1e-6  # a feature whose standard deviation is below this share of it
 _EXCESS = 1e-7  # nats per example above the minimum, by estimate, at which the search stops
 _ROUNDING = 1e-7  # of the Gram matrix, relative to its trace
 _FLAT = 1e-6  # least curvature reckoned with: where all answers are certain there is next to none
+_BLOCK = 1024  # rows multiplied at a time
 _CHUNK_VALUES = 1 << 24  # features looked at together: their logits are not to fill the memory
 
 
@@ -89,6 +90,16 @@ def _standardised(features: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
     return (features.float() - mean).mul_(scale)
 
 
+def _sum_of_products(slopes: Tensor, features: Tensor) -> Tensor:
+    """slopes.T @ features, (R, C) and (R, D) -> (C, D), for few columns C.
+
+    Block by block, in which CPUs take half as long as for the whole, and a twentieth of (features.T @ slopes).T.
+    """
+    rows = len(features) // _BLOCK * _BLOCK
+    blocks = slopes[:rows].unflatten(0, (-1, _BLOCK)).mT @ features[:rows].unflatten(0, (-1, _BLOCK))
+    return torch.addmm(blocks.sum(dim=0), slopes[rows:].T, features[rows:])
+
+
 class _Problem:
     """Standardised features (N, D) with labels (N,), and what all penalties share."""
 
@@ -121,7 +132,7 @@ class _Problem:
             total += float((normaliser - logits.gather(1, labels)).sum(dtype=torch.float64))
             slopes = logits.sub_(normaliser).exp_()
             slopes.scatter_(1, labels, slopes.gather(1, labels) - 1)
-            of_weight.addmm_(slopes.T, features)  # (features.T @ slopes).T would be ten times slower on a CPU
+            of_weight += _sum_of_products(slopes, features)
             of_bias += slopes.sum(dim=0)
         return total / self.count, of_weight / self.count, of_bias / self.count
 
