@@ -6,6 +6,7 @@ they are decoded when asked for. Opening checks that every shard is there with i
 
 from __future__ import annotations
 
+import copy
 import json
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +25,8 @@ from cl_core.data.splits import SPLITS, hash_words
 from cl_core.errors import DataError
 
 Rows = Tensor | np.ndarray
+
+_COPIED = 4096  # images copied to a device at a time
 
 
 class Store:
@@ -109,6 +112,7 @@ class Split:
         self._blocks = [block for shard in shards for block in shard.images]
         self._starts = np.cumsum([0, *(len(block) for block in self._blocks)])
         self._chosen = chosen  # rows of the shards, None for all
+        self._pixels: Tensor | None = None  # (N, H, W, C) uint8 on the device that `on` copied them to
 
     def __len__(self) -> int:
         return int(self._starts[-1]) if self._chosen is None else len(self._chosen)
@@ -142,7 +146,17 @@ class Split:
 
     def floats(self, rows: Rows, device: torch.device) -> Tensor:
         """The images as float32 in [0, 1] on a device, for views to be made of; perhaps not yet decoded, see `lazy`."""
+        if self._pixels is not None and self._pixels.device.type == device.type:
+            return to_float(self._pixels[moved(torch.as_tensor(rows), device)].permute(0, 3, 1, 2))
         return to_float(moved(self.images(rows), device))
+
+    def on(self, device: torch.device) -> Split:
+        """The same split with its pixels copied to a device, where `floats` gathers them; what is selected has none."""
+        twin = copy.copy(self)
+        twin._pixels = torch.empty((len(self), *[self.image_size] * 2, self.channels), dtype=torch.uint8, device=device)
+        for rows in torch.arange(len(self)).split(_COPIED):
+            twin._pixels[rows[0] : rows[-1] + 1] = self.images(rows).permute(0, 2, 3, 1)
+        return twin
 
     def by_hash(self, count: int) -> Split:
         """The `count` examples of smallest key hash, all if there are fewer, in the same order as before.

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from cl_core.config import OptimizerConfig, ScheduleConfig, TrainConfig
 from cl_core.data.loader import Batch, Loader
+from cl_core.data.resident import near
 from cl_core.data.sampling import mix
 from cl_core.data.store import Split, to_float
 from cl_core.data.views import MaterializedViews, views_of
@@ -276,7 +277,7 @@ def pretrain(
     device = devices.fabric().device
     run = Run(
         method=method,
-        split=split,
+        split=near(split, device),
         optimizer=optimizer,
         schedule=schedule,
         train=train,

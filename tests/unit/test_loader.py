@@ -14,6 +14,7 @@ import torch
 
 from cl_core.data.ingest import SplitRule, ingest
 from cl_core.data.loader import Batch, Loader
+from cl_core.data.resident import fits, near
 from cl_core.data.sampling import batch_rows
 from cl_core.data.store import Split, Store
 from cl_core.errors import DataError
@@ -76,6 +77,26 @@ def test_a_batch_holds_the_images_and_labels_of_its_rows(train):
         assert batch.images.is_contiguous(memory_format=torch.channels_last)
         assert torch.equal(batch.labels, torch.from_numpy(train.labels)[batch.rows])
         assert batch.labels.dtype == batch.rows.dtype == torch.int64
+
+
+def test_pixels_kept_on_the_device_give_the_same_batches_and_read_the_store_no_more(train, monkeypatch):
+    some = train.select(np.arange(22, 4, -1))
+    for split in (train, some):
+        expected = list(loader(split, stop=6))
+        kept = split.on(CPU)
+        with monkeypatch.context() as patch:
+            patch.setattr(Split, "images", lambda *_: pytest.fail("the store was read"))
+            found = list(loader(kept, stop=6))
+        assert all(equal(a, b) for a, b in zip(expected, found, strict=True))
+        assert found[0].images.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(kept.select(np.array([3, 0])).images(np.array([0, 1])), split.images(np.array([3, 0])))
+
+
+def test_pixels_are_kept_on_a_device_only_where_they_leave_room_and_never_on_a_cpu(train):
+    pixels = 23 * 4 * 4 * 3
+    assert fits(train, 4 * pixels)
+    assert not fits(train, 4 * pixels - 1)
+    assert near(train, CPU) is train
 
 
 @pytest.mark.parametrize("start", [1, 4, 7, 11])
