@@ -54,9 +54,18 @@ class Choice:
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
 
-def choices(train: TrainConfig) -> list[Choice]:
-    """What the configuration leaves open, the plainest first; whether to compile is decided after these."""
-    precisions: list[Literal["fp32", "bf16"]] = ["fp32", "bf16"] if train.precision == "auto" else [train.precision]
+def emulates_bf16(device: torch.device) -> bool:
+    """Whether it is certain that bf16 is slower there: x86 processors without AVX-512 convert every number back."""
+    return device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in ("NO AVX", "AVX2")
+
+
+def choices(train: TrainConfig, *, bf16: bool = True) -> list[Choice]:
+    """What the configuration leaves open, the plainest first; whether to compile is decided after these.
+
+    bf16: whether it is worth trying where nobody asks for it.
+    """
+    tried: list[Literal["fp32", "bf16"]] = ["fp32", "bf16"] if bf16 else ["fp32"]
+    precisions = tried if train.precision == "auto" else [train.precision]
     layouts = [False, True] if train.channels_last == "auto" else [train.channels_last]
     compiled = train.compile is True
     return [

@@ -28,7 +28,7 @@ from cl_core.measures.diagnostics import collapse_figures
 from cl_core.training.checkpoint import Checkpoints
 from cl_core.training.optim import Schedule
 from cl_core.training.outputs import Result, write_results
-from cl_core.training.precision import Choice, choices, decide, decide_compiled, decision_key
+from cl_core.training.precision import Choice, choices, decide, decide_compiled, decision_key, emulates_bf16
 from cl_core.training.probe import OnlineKnn
 from cl_core.training.processes import Devices, anywhere, is_main, means, on_main
 from cl_core.training.progress import PlainProgress, Status, Throughput
@@ -365,7 +365,7 @@ def outcome(trainer: Trainer) -> Result:
 
 def choose(run: Run, first: Batch, decisions: Path, say: Callable[[str], None]) -> Choice:
     """Precision, memory format and compilation, timed on copies of the method where the configuration is open."""
-    options = choices(run.train)
+    options = choices(run.train, bf16=not emulates_bf16(run.device))
     views = run.views(first)
     count = TRIAL_IMAGES if run.device.type == "cpu" else len(first.rows)
     few = views.map(lambda tensor: tensor[: min(count, run.train.micro_batch or count)])

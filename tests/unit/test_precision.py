@@ -19,7 +19,7 @@ from cl_core.data.ingest import SplitRule, ingest
 from cl_core.data.store import Store
 from cl_core.errors import CollapseError, Interrupted
 from cl_core.training import trainer as trainer_module
-from cl_core.training.precision import Choice, choices, decide, decide_compiled, decision_key, pick
+from cl_core.training.precision import Choice, choices, decide, decide_compiled, decision_key, emulates_bf16, pick
 from cl_core.training.processes import Devices
 from cl_core.training.progress import PlainProgress
 from cl_core.training.tracking import Observers
@@ -28,6 +28,12 @@ from cl_core.types import Encoder, Example, Method, StepOutput, Views
 
 CPU = torch.device("cpu")
 FP32, FP32_LAST, BF16, BF16_LAST = choices(TrainConfig())
+
+
+@pytest.fixture(autouse=True)
+def bf16_is_worth_trying(monkeypatch):
+    """On every machine, so that these tests say the same everywhere."""
+    monkeypatch.setattr(trainer_module, "emulates_bf16", lambda device: False)
 
 
 def attempt_of(outcomes, tried=None):
@@ -58,6 +64,15 @@ def test_what_the_configuration_says_is_not_open():
     assert choices(TrainConfig(precision="bf16", channels_last=True)) == [BF16_LAST]
     assert choices(TrainConfig(precision="fp32")) == [FP32, FP32_LAST]
     assert choices(TrainConfig(channels_last=False)) == [FP32, BF16]
+
+
+def test_bf16_is_not_tried_where_it_can_only_be_slower_unless_it_is_asked_for(monkeypatch):
+    for capability, emulated in (("NO AVX", True), ("AVX2", True), ("AVX512", False), ("DEFAULT", False)):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda found=capability: found)
+        assert emulates_bf16(CPU) is emulated
+        assert not emulates_bf16(torch.device("cuda"))
+    assert choices(TrainConfig(), bf16=False) == [FP32, FP32_LAST]
+    assert choices(TrainConfig(precision="bf16", channels_last=True), bf16=False) == [BF16_LAST]
 
 
 @pytest.mark.parametrize(
