@@ -136,7 +136,7 @@ def files(folder: Path, count: int) -> Path:
 def main() -> None:
     """Measure all three."""
     args = harness.arguments(__doc__)
-    counts = [10_000, 30_000] if args.smoke else [10_000, 100_000, 300_000]
+    counts = [10_000, 30_000] if args.smoke else [10_000, 100_000, 1_000_000]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         images = files(folder, 2_000 if args.smoke else 60_000)

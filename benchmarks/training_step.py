@@ -45,8 +45,10 @@ from plugins.augmentations.recipes import simclr_cifar  # noqa: E402
 
 SIDE, TEMPERATURE, LR, MOMENTUM, DECAY = 32, 0.5, 0.06, 0.9, 5e-4
 SETTINGS = {"resnet18": (128, 2.2, 0.92), "resnet8": (512, 3.5, 0.80)}  # batch, asked against lightly, of the limit
+IMAGES = 5120
 LOSS_STEPS, LOSS_BATCH, SEEDS = 20, 128, (0, 1, 2)
 THREADS = 2
+LENGTH, SMOKE_LENGTH = 10_000, 100  # steps that a run is said to have: only a long one is compiled
 DECISIONS = harness.ENVIRONMENTS / "decisions.json"  # measured once and kept, as in a project
 HAS_BF16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
@@ -105,23 +107,23 @@ def run_of(split: Split, encoder: str, batch: int, seed: int, steps: int) -> Run
     )
 
 
-def ours(images: Tensor, encoder: str, batch: int, seed: int) -> Iterator[float]:
+def ours(images: Tensor, encoder: str, batch: int, seed: int, length: int) -> Iterator[float]:
     """Train; yields the loss of every step. The choice of precision, layout and compilation is our own."""
     keep_freed_memory()
     folder = Path(tempfile.mkdtemp(prefix="contrast-bench-"))
-    run = run_of(store_of(images, folder / "store"), encoder, batch, seed, 10_000)
+    run = run_of(store_of(images, folder / "store"), encoder, batch, seed, length)
     choice = choose(run, next(iter(run.loader(0, 1))), DECISIONS, _to_stderr)
     update = run.updater(choice)
     with deterministic():
-        for batch_ in run.loader(0, 10_000):
+        for batch_ in run.loader(0, length):
             yield float(update(run.views(batch_), batch_.step).loss.detach())
 
 
-def ready(images: Tensor, encoder: str, batch: int, seed: int) -> Iterator[float]:
+def ready(images: Tensor, encoder: str, batch: int, seed: int, length: int) -> Iterator[float]:
     """The limit: forward and backward alone, on the views of one batch made before, at our choice."""
     keep_freed_memory()
     folder = Path(tempfile.mkdtemp(prefix="contrast-bench-"))
-    run = run_of(store_of(images, folder / "store"), encoder, batch, seed, 10_000)
+    run = run_of(store_of(images, folder / "store"), encoder, batch, seed, length)
     first: Batch = next(iter(run.loader(0, 1)))
     update = run.updater(choose(run, first, DECISIONS, _to_stderr))
     views = run.views(first).map(update._placed)
@@ -133,7 +135,7 @@ def ready(images: Tensor, encoder: str, batch: int, seed: int) -> Iterator[float
         yield float(loss.detach())
 
 
-def lightly(images: Tensor, encoder: str, batch: int, seed: int, *, bf16: bool = False) -> Iterator[float]:
+def lightly(images: Tensor, encoder: str, batch: int, seed: int, length: int, *, bf16: bool = False) -> Iterator[float]:
     """The example script of lightly's documentation, with our encoder; yields the loss of every step."""
     method = simclr(encoder, seed)
     torch.manual_seed(seed)
@@ -142,7 +144,7 @@ def lightly(images: Tensor, encoder: str, batch: int, seed: int, *, bf16: bool =
     criterion = NTXentLoss(temperature=TEMPERATURE)
     optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=MOMENTUM, weight_decay=DECAY)
     loader = DataLoader(Pictures(images), batch_size=batch, shuffle=True, drop_last=True, num_workers=THREADS)
-    while True:
+    for _ in range(length):
         for view_a, view_b in loader:
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                 loss = criterion(model(view_a), model(view_b))
@@ -152,9 +154,9 @@ def lightly(images: Tensor, encoder: str, batch: int, seed: int, *, bf16: bool =
             yield float(loss.detach())
 
 
-def lightly_bf16(images: Tensor, encoder: str, batch: int, seed: int) -> Iterator[float]:
+def lightly_bf16(images: Tensor, encoder: str, batch: int, seed: int, length: int) -> Iterator[float]:
     """The same under bf16 autocast."""
-    return lightly(images, encoder, batch, seed, bf16=True)
+    return lightly(images, encoder, batch, seed, length, bf16=True)
 
 
 SIDES = {"contrast": ours, "lightly": lightly, "lightly-bf16": lightly_bf16, "ready": ready}
@@ -167,8 +169,8 @@ def _to_stderr(line: str) -> None:
 class Side:
     """One side in a process of its own, which makes a step, or some, when asked."""
 
-    def __init__(self, name: str, encoder: str, batch: int, seed: int = 0, images: int = 5120) -> None:
-        words = [name, encoder, str(batch), str(seed), str(images)]
+    def __init__(self, name: str, encoder: str, batch: int, seed: int = 0, length: int = LENGTH) -> None:
+        words = [name, encoder, str(batch), str(seed), str(length)]
         command = [sys.executable, __file__, "--side", *words]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
@@ -188,10 +190,10 @@ class Side:
         self.process.communicate()
 
 
-def serve(name: str, encoder: str, batch: str, seed: str, images: str) -> None:
+def serve(name: str, encoder: str, batch: str, seed: str, length: str) -> None:
     """What a side's process does: so many steps per line of input."""
     torch.set_num_threads(THREADS)
-    losses = SIDES[name](photographs(int(images), SIDE), encoder, int(batch), int(seed))
+    losses = SIDES[name](photographs(IMAGES, SIDE), encoder, int(batch), int(seed), int(length))
     for line in sys.stdin:
         print(*(next(losses) for _ in range(int(line))), flush=True)
 
@@ -199,12 +201,12 @@ def serve(name: str, encoder: str, batch: str, seed: str, images: str) -> None:
 def measure(encoder: str, args: harness.Arguments) -> list[harness.Row]:
     """The rows of one encoder."""
     batch, asked, share = SETTINGS[encoder]
-    steps = 2 if encoder == "resnet18" else 4  # in a round
+    steps = 1 if encoder == "resnet18" or args.smoke else 4  # in a round
     names = ["contrast", "lightly", "ready"] + (["lightly-bf16"] if HAS_BF16 else [])
-    sides = {name: Side(name, encoder, batch) for name in names}
+    sides = {name: Side(name, encoder, batch, length=SMOKE_LENGTH if args.smoke else LENGTH) for name in names}
     try:
         times = harness.side_by_side(
-            {name: lambda side=side: side.steps(steps) for name, side in sides.items()}, rounds=args.rounds(9)
+            {name: lambda side=side: side.steps(steps) for name, side in sides.items()}, rounds=args.rounds(7)
         )
     finally:
         for side in sides.values():
@@ -227,7 +229,7 @@ def compare_losses(seeds: tuple[int, ...]) -> str:
     ends: dict[str, list[float]] = {}
     for name in ("contrast", "lightly"):
         for seed in seeds:
-            side = Side(name, "resnet8", LOSS_BATCH, seed)
+            side = Side(name, "resnet8", LOSS_BATCH, seed, SMOKE_LENGTH)
             ends.setdefault(name, []).append(statistics.mean(side.steps(LOSS_STEPS)[-10:]))
             side.close()
     means = {name: statistics.mean(values) for name, values in ends.items()}

@@ -66,6 +66,7 @@ class Loader:
         prefetch: int = 2,
     ) -> None:
         _check_batch_size(split, batch_size)
+        split.expect_random_reads()
         self._split, self._batch_size, self._seed = split, batch_size, seed
         self._share = part_of(batch_size, part, parts)
         self._steps = range(start, stop)

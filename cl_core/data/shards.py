@@ -175,6 +175,11 @@ class JpegBlock:
     def __len__(self) -> int:
         return len(self.heights)
 
+    @property
+    def contents(self) -> np.ndarray:
+        """All files as one (M,) uint8 view."""
+        return np.frombuffer(self.data, np.uint8)
+
     def file(self, row: int) -> memoryview:
         """The bytes of a JPEG file, not copied."""
         return self.data[self.starts[row] : self.starts[row + 1]]

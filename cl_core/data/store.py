@@ -20,12 +20,14 @@ from torch import Tensor
 from cl_core.data.files import sha256_bytes, sha256_file
 from cl_core.data.jpeg import JpegFiles
 from cl_core.data.lazy import LazyImages
+from cl_core.data.memory import read_only_what_is_asked_for, usable_memory
 from cl_core.data.shards import FORMAT, REMEDY, JpegBlock, Layout, Shard, read_shard
 from cl_core.data.splits import SPLITS, hash_words
 from cl_core.errors import DataError
 
 Rows = Tensor | np.ndarray
 
+_RESIDENT = 0.5  # of the memory: shards of up to this share are expected to stay in it
 _COPIED = 4096  # images copied to a device at a time
 
 
@@ -150,6 +152,15 @@ class Split:
             return to_float(self._pixels[moved(torch.as_tensor(rows), device)].permute(0, 3, 1, 2))
         return to_float(moved(self.images(rows), device))
 
+    def expect_random_reads(self) -> None:
+        """Prepare for rows in random order: of shards that do not fit into memory only they are read.
+
+        The system reads up to megabytes around a row, which pays where they stay in memory and else throws out others.
+        """
+        if sum(block.nbytes for block in self._mapped()) > _RESIDENT * usable_memory():
+            for block in self._mapped():
+                read_only_what_is_asked_for(block)
+
     def on(self, device: torch.device) -> Split:
         """The same split with its pixels copied to a device, where `floats` gathers them; what is selected has none."""
         twin = copy.copy(self)
@@ -177,6 +188,10 @@ class Split:
             channels=self.channels,
             chosen=self._shard_rows(rows),
         )
+
+    def _mapped(self) -> list[np.ndarray]:
+        """The bytes of all images, as they are mapped."""
+        return self._blocks
 
     def _shard_rows(self, rows: Rows) -> np.ndarray:
         rows = np.asarray(rows, dtype=np.int64)
@@ -207,6 +222,9 @@ class EncodedSplit(Split):
     def floats(self, rows: Rows, device: torch.device) -> Tensor:
         """The images in [0, 1], decoded when somebody looks at them, whole or only a crop of each."""
         return LazyImages.of(self._files(rows), self.image_size, device)
+
+    def _mapped(self) -> list[np.ndarray]:
+        return [block.contents for block in self._blocks]
 
     def _files(self, rows: Rows) -> JpegFiles:
         blocks, inner = self._places(rows)

@@ -1,0 +1,46 @@
+"""Memory and files mapped into it: how much this process may use, and how the system should read what is mapped."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+_GROUPS = Path("/sys/fs/cgroup")
+
+
+def usable_memory() -> int:
+    """Bytes that may be used at most: the machine's, or what a control group (a container, a batch job) leaves."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for path in _limit_files():
+        with suppress(OSError, ValueError):  # of version 2 it may say "max"
+            limits.append(int(path.read_text()))
+    return min(limits)
+
+
+def read_only_what_is_asked_for(mapped: np.ndarray) -> None:
+    """Keep the system from reading megabytes around each access to a mapped file, where it can be told so."""
+    if not hasattr(mmap, "MADV_RANDOM") or mapped.nbytes == 0:
+        return
+    first = mapped.ctypes.data // mmap.PAGESIZE * mmap.PAGESIZE
+    size = mapped.ctypes.data + mapped.nbytes - first
+    ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(size), mmap.MADV_RANDOM)
+
+
+def _limit_files() -> Iterator[Path]:
+    """Of the groups that this process is in, which inside a container are shown as the root."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()  # Linux
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        if controllers == "":  # version 2
+            yield from (_GROUPS / place / "memory.max" for place in ("", group.lstrip("/")))
+        if controllers == "memory":  # version 1
+            yield from (_GROUPS / "memory" / place / "memory.limit_in_bytes" for place in ("", group.lstrip("/")))
