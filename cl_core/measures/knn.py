@@ -46,9 +46,13 @@ def knn_predict(
             f"{num_classes - 1}; leave unlabelled examples out"
         )
     bank = normalize(bank.float(), dim=1)
+    rows = max(1, _CHUNK_VALUES // len(bank))
+    # One place for all chunks: fresh memory would have to be cleared, which takes as long as the search.
+    place = bank.new_empty(min(rows, max(1, len(query))), len(bank))
     votes = []
-    for chunk in query.split(max(1, _CHUNK_VALUES // len(bank))):
-        similarity, neighbours = _largest(normalize(chunk.float(), dim=1) @ bank.T, k)
+    for chunk in query.split(rows):
+        values = torch.mm(normalize(chunk.float(), dim=1), bank.T, out=place[: len(chunk)])
+        similarity, neighbours = _largest(values, k)
         # A softmax: the common factor per query leaves the vote as it is and keeps small temperatures from overflowing.
         weights = (similarity / temperature).softmax(dim=1)
         votes.append(weights.new_zeros(len(chunk), num_classes).scatter_add_(1, labels[neighbours], weights))
