@@ -74,7 +74,7 @@ def main() -> None:
     require_the_same(1000)
     sides = ("contrast", "lightly")
     times = harness.side_by_side({side: step(side, pairs) for side in sides}, rounds=args.rounds(5))
-    grown = {side: [memory(side, pairs) for _ in range(3)] for side in sides}
+    grown = {side: [memory(side, pairs) for _ in range(1 if args.smoke else 3)] for side in sides}
     name = f"NT-Xent with gradients, {pairs:,} pairs x {DIM}"
     rows = [
         harness.faster(name, times, per="pairs", count=pairs, target=1 / 0.35),

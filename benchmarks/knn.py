@@ -43,7 +43,7 @@ def main() -> None:
         answers["lightly"] = torch.cat(found)
 
     grown = harness.memory_growth(ours)
-    times = harness.side_by_side({"contrast": ours, harness.named("lightly"): lightly}, rounds=args.rounds(3))
+    times = harness.side_by_side({"contrast": ours, harness.named("lightly"): lightly}, rounds=args.rounds(7))
     same = (answers["contrast"] == answers["lightly"]).float().mean().item()
     assert same >= ALIKE, same
     print(f"same answer for {same:.2%} of the queries")
