@@ -7,6 +7,7 @@ import mmap
 import os
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +24,28 @@ def usable_memory() -> int:
     return min(limits)
 
 
-def read_only_what_is_asked_for(mapped: np.ndarray) -> None:
-    """Keep the system from reading megabytes around each access to a mapped file, where it can be told so."""
-    if not hasattr(mmap, "MADV_RANDOM") or mapped.nbytes == 0:
-        return
+def expect_random_reads(mapped: np.ndarray) -> None:
+    """Keep the system from reading around each access to a mapped file, where it can be told so; see `fetch`."""
+    if hasattr(mmap, "MADV_RANDOM"):
+        _advise(mapped, mmap.MADV_RANDOM)
+
+
+def fetch(mapped: np.ndarray) -> None:
+    """Have the system read these bytes of a mapped file whole, while others are asked for; does not wait."""
+    if hasattr(mmap, "MADV_WILLNEED"):
+        _advise(mapped, mmap.MADV_WILLNEED)
+
+
+def _advise(mapped: np.ndarray, advice: int) -> None:
+    """mapped: (M,) or (rows, M) uint8, contiguous. Advice that the system does not take is lost, nothing else."""
     first = mapped.ctypes.data // mmap.PAGESIZE * mmap.PAGESIZE
     size = mapped.ctypes.data + mapped.nbytes - first
-    ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(size), mmap.MADV_RANDOM)
+    _libc().madvise(ctypes.c_void_p(first), ctypes.c_size_t(size), advice)
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
 
 
 def _limit_files() -> Iterator[Path]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from cl_core.data.files import sha256_bytes, sha256_file
 from cl_core.data.jpeg import JpegFiles
 from cl_core.data.lazy import LazyImages
-from cl_core.data.memory import read_only_what_is_asked_for, usable_memory
+from cl_core.data.memory import expect_random_reads, fetch, usable_memory
 from cl_core.data.shards import FORMAT, REMEDY, JpegBlock, Layout, Shard, read_shard
 from cl_core.data.splits import SPLITS, hash_words
 from cl_core.errors import DataError
@@ -114,6 +114,7 @@ class Split:
         self._blocks = [block for shard in shards for block in shard.images]
         self._starts = np.cumsum([0, *(len(block) for block in self._blocks)])
         self._chosen = chosen  # rows of the shards, None for all
+        self._scattered = False  # whether rows are asked for before they are read; see `expect_random_reads`
         self._pixels: Tensor | None = None  # (N, H, W, C) uint8 on the device that `on` copied them to
 
     def __len__(self) -> int:
@@ -157,9 +158,11 @@ class Split:
 
         The system reads up to megabytes around a row, which pays where they stay in memory and else throws out others.
         """
-        if sum(block.nbytes for block in self._mapped()) > _RESIDENT * usable_memory():
-            for block in self._mapped():
-                read_only_what_is_asked_for(block)
+        mapped = [self._bytes(block) for block in self._blocks]
+        self._scattered = sum(each.nbytes for each in mapped) > _RESIDENT * usable_memory()
+        if self._scattered:
+            for each in mapped:
+                expect_random_reads(each)
 
     def on(self, device: torch.device) -> Split:
         """The same split with its pixels copied to a device, where `floats` gathers them; what is selected has none."""
@@ -189,9 +192,15 @@ class Split:
             chosen=self._shard_rows(rows),
         )
 
-    def _mapped(self) -> list[np.ndarray]:
-        """The bytes of all images, as they are mapped."""
-        return self._blocks
+    def _bytes(self, block: Any) -> np.ndarray:
+        """The images of a block, as they are mapped."""
+        mapped: np.ndarray = block
+        return mapped
+
+    def _row_bytes(self, block: Any, row: int) -> np.ndarray:
+        """One of them."""
+        mapped: np.ndarray = block[row]
+        return mapped
 
     def _shard_rows(self, rows: Rows) -> np.ndarray:
         rows = np.asarray(rows, dtype=np.int64)
@@ -203,7 +212,11 @@ class Split:
         """The number of each row's block, and the row in there."""
         rows = self._shard_rows(rows)
         blocks = np.searchsorted(self._starts, rows, side="right") - 1
-        return blocks, rows - self._starts[blocks]
+        inner = rows - self._starts[blocks]
+        if self._scattered:  # all at once, so that the disk has them to do side by side
+            for number, row in zip(blocks.tolist(), inner.tolist(), strict=True):
+                fetch(self._row_bytes(self._blocks[number], row))
+        return blocks, inner
 
     def _column(self, name: str) -> pa.ChunkedArray:
         return pa.chunked_array([chunk for shard in self._shards for chunk in shard.table.column(name).chunks])
@@ -223,8 +236,11 @@ class EncodedSplit(Split):
         """The images in [0, 1], decoded when somebody looks at them, whole or only a crop of each."""
         return LazyImages.of(self._files(rows), self.image_size, device)
 
-    def _mapped(self) -> list[np.ndarray]:
-        return [block.contents for block in self._blocks]
+    def _bytes(self, block: JpegBlock) -> np.ndarray:
+        return block.contents
+
+    def _row_bytes(self, block: JpegBlock, row: int) -> np.ndarray:
+        return block.contents[block.starts[row] : block.starts[row + 1]]
 
     def _files(self, rows: Rows) -> JpegFiles:
         blocks, inner = self._places(rows)
