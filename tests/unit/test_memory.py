@@ -51,6 +51,20 @@ def test_memory_is_the_machines_or_what_a_control_group_leaves(tmp_path, monkeyp
     assert memory.usable_memory() == 2**20
 
 
+def test_an_encoded_store_that_does_not_fit_gives_the_same_images(tmp_path, monkeypatch):
+    options = {"size": 16, "splits": SplitRule(0, 0), "source_spec": {}, "max_shorter_side": 32}
+    ingest(Noise(), tmp_path / "store", **options, report=lambda line: None)
+    rows = np.random.default_rng(0).permutation(50)
+    expected = Store.open(tmp_path / "store").split("train").images(rows)
+    monkeypatch.setattr(store, "usable_memory", lambda: 1)
+    fetched = []
+    monkeypatch.setattr(store, "fetch", lambda mapped: fetched.append(bytes(mapped[:2])))
+    split = Store.open(tmp_path / "store").split("train")
+    split.expect_random_reads()
+    assert torch.equal(split.images(rows), expected)
+    assert fetched == [b"\xff\xd8"] * 50  # each begins where a JPEG file does
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel of Linux")
 @pytest.mark.parametrize(("usable", "at_random"), [(2**18, True), (2**40, False)])
 def test_what_does_not_fit_is_read_row_by_row_with_the_same_batches(folder, monkeypatch, usable, at_random):
