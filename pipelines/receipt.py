@@ -6,7 +6,6 @@ holds a hash of each but the images, whose fingerprint is in ingest.json, and of
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import sys
@@ -16,7 +15,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from cl_core.data.files import read_json, write_json
+from cl_core.data.files import read_json, sha256_bytes, sha256_file, write_json
 from cl_core.project import build_source
 from cl_core.provenance import ENGINE, RESOURCES, top_level
 from cl_core.registry import Registry, load_registry
@@ -99,8 +98,8 @@ def _installed() -> str:
 
 
 def _digest(files: Iterable[Path]) -> str:
-    return _hash(f"{path} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in sorted(files))
+    return _hash(f"{path} {sha256_file(path)}" for path in sorted(files))
 
 
 def _hash(lines: Iterable[str]) -> str:
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return sha256_bytes("\n".join(lines).encode())

@@ -240,7 +240,7 @@ class EncodedSplit(Split):
         return block.contents
 
     def _row_bytes(self, block: JpegBlock, row: int) -> np.ndarray:
-        return block.contents[block.starts[row] : block.starts[row + 1]]
+        return np.frombuffer(block.file(row), np.uint8)
 
     def _files(self, rows: Rows) -> JpegFiles:
         blocks, inner = self._places(rows)
