@@ -24,7 +24,7 @@ def check_project(root: Path) -> list[str]:
     problems: list[str] = []
     fingerprint = _attempt(problems, "params.yaml: data.source", partial(_fingerprint, project))
     for experiment in project.experiments:
-        _attempt(problems, f"experiments/{experiment.name}.yaml", partial(_build, project, experiment))
+        _attempt(problems, f"experiments/{experiment.name}.yaml", partial(require_buildable, project, experiment))
     if problems:
         raise ConfigError(problems)
     facts = ", ".join(f"{key} {value}" for key, value in (fingerprint or {}).items() if isinstance(value, int | str))
@@ -37,8 +37,11 @@ def _fingerprint(project: Project) -> dict[str, Any]:
     return dict(build_source(project.registry, project.source, project.root).fingerprint())
 
 
-def _build(project: Project, experiment: Experiment) -> None:
-    """The method, and once more with the student's encoder where another one is distilled into."""
+def require_buildable(project: Project, experiment: Experiment) -> None:
+    """Build the method, and once more with the student's encoder where another one is distilled into.
+
+    Raises ConfigError where its parts do not go together.
+    """
     encoders = [experiment.encoder]
     if experiment.student and experiment.student != experiment.encoder:
         encoders.append(experiment.student)

@@ -126,11 +126,14 @@ class PartChecker:
 
 
 def _experiment(root: Path, name: str, registry: Registry, seed: int, problems: list[str]) -> Experiment | None:
-    before = len(problems)
-    document = _collect(problems, lambda: _read_experiment(root, name))
-    config = None if document is None else _collect(problems, lambda: validate(ExperimentConfig, document))
-    if document is None or config is None:
-        return None
+    document = _collect(problems, lambda: read_experiment(root, name))
+    return None if document is None else _collect(problems, lambda: check_experiment(name, document, registry, seed))
+
+
+def check_experiment(name: str, document: Document, registry: Registry, seed: int) -> Experiment:
+    """The experiment that a document describes. seed: where it names none. Raises ConfigError with every problem."""
+    config = validate(ExperimentConfig, document)
+    problems: list[str] = []
     checker = PartChecker(registry, document, problems)
     method = checker.part("method", config.method, ["method"])
     encoder = checker.part("encoder", config.encoder, ["encoder"])
@@ -145,8 +148,8 @@ def _experiment(root: Path, name: str, registry: Registry, seed: int, problems: 
     if method is not None:
         _check_fit(checker, registry.get("method", method["name"]), config, chains)
         _check_training(checker, registry.get("method", method["name"]), config)
-    if len(problems) > before or method is None or encoder is None:
-        return None
+    if problems or method is None or encoder is None:
+        raise ConfigError(problems)
     return Experiment(
         name=name,
         config=config,
@@ -161,8 +164,10 @@ def _experiment(root: Path, name: str, registry: Registry, seed: int, problems: 
     )
 
 
-def _read_experiment(root: Path, name: str, seen: tuple[str, ...] = ()) -> Document:
-    """The file of an experiment, merged over the one it extends."""
+def read_experiment(root: Path, name: str, seen: tuple[str, ...] = ()) -> Document:
+    """The file of an experiment, merged over the one it extends. Raises ConfigError where there is none.
+
+    seen: the experiments that extend this one, among which it must not be."""
     shown = f"experiments/{name}.yaml"
     folder = root / "experiments"
     if not (folder / f"{name}.yaml").is_file():
@@ -177,7 +182,7 @@ def _read_experiment(root: Path, name: str, seen: tuple[str, ...] = ()) -> Docum
         raise ConfigError(document.problem(["extends"], f"{' -> '.join((*seen, name, base))} is a circle; break it"))
     if not (folder / f"{base}.yaml").is_file():
         raise ConfigError(document.problem(["extends"], f"there is no file experiments/{base}.yaml"))
-    merged = merge(_read_experiment(root, str(base), (*seen, name)).data, document.data)
+    merged = merge(read_experiment(root, str(base), (*seen, name)).data, document.data)
     return replace(document, data=merged)
 
 

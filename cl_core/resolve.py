@@ -55,6 +55,11 @@ def resolved_files(project: Project) -> dict[Path, dict[str, Any]]:
     return files
 
 
+def stage_input(project: Project, experiment: Experiment, stage: str, sources: Sources) -> dict[str, Any]:
+    """The complete input of one stage of an experiment, which need not be among the project's."""
+    return _stage(project, experiment, stage, sources) | {"engine": _engine(stage, sources)}
+
+
 def _engine(stage: str, sources: Sources) -> dict[str, str]:
     return {"source": sources.engine_digest(stage), **library_versions(stage)}
 

@@ -20,6 +20,7 @@ COMMANDS = {
     "init": "Make a project for your own images.",
     "check": "Validate all settings without running a stage.",
     "plugins": "List installed parts and their options, or make a new one.",
+    "tune": "Search for settings under which an experiment learns more.",
     "diagnose": "Search a trained method for shortcuts and collapse.",
     "schema": "Write JSON Schemas for editors.",
     "stage": "Run one stage (what DVC calls).",

@@ -85,11 +85,7 @@ def run(
     0: complete. 75: interrupted, the same command continues. 130, 143: ended by SIGINT, SIGTERM. 1: an error that is
     the user's to fix, printed without traceback. 70: any other error, with its traceback.
     """
-    # OpenMP's threads wait for each other by spinning, which on a busy machine takes the core from the one awaited:
-    # with a second process on 2 cores, fine-tuning steps took 7 times as long without this. Read as torch is imported.
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    # Or every process would be told that no weight went without a gradient, which some methods need to be allowed.
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    set_up_torch()
     stop = Stop()
     place: Place | None = None
     try:
@@ -116,6 +112,15 @@ def run(
     except Exception:
         traceback.print_exc()
         return CRASH
+
+
+def set_up_torch() -> None:
+    """What torch reads from the environment when it is imported; what the user has set stays."""
+    # OpenMP's threads wait for each other by spinning, which on a busy machine takes the core from the one awaited:
+    # with a second process on 2 cores, fine-tuning steps took 7 times as long without this.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    # Or every process would be told that no weight went without a gradient, which some methods need to be allowed.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
 def _run_held(project: Path, stage: str, experiment: str | None, stop: Stop, place: Place | None) -> int:

@@ -56,12 +56,15 @@ def run_stage(project: Path, stage: str, experiment: str | None, stop: Stop = la
 class Stage:
     """What a stage of an experiment works with: its resolved input, the parts, the images, its folder."""
 
-    def __init__(self, project: Path, stage: str, experiment: str, stop: Stop) -> None:
+    def __init__(
+        self, project: Path, stage: str, experiment: str, stop: Stop, resolved: dict[str, Any] | None = None
+    ) -> None:
+        """resolved: the stage's input; by default what `resolve` has written."""
         from cl_core.data.store import Store
 
         keep_freed_memory()
         self.project, self.name, self.experiment, self.stop = project, stage, experiment, stop
-        self.resolved = _read_resolved(project, RESOLVED / experiment / f"{stage}.json", stage)
+        self.resolved = resolved or _read_resolved(project, RESOLVED / experiment / f"{stage}.json", stage)
         self.config: dict[str, Any] = self.resolved["config"]
         self.registry: Registry = load_registry(self.config["block"])
         self.store = Store.open(project / DATASET)
