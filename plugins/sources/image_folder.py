@@ -5,8 +5,9 @@
     splits above either     photos/train/...  photos/val/...  photos/test/...
 
 Nothing is dropped in silence: a file that is neither an image by its suffix nor a usual companion of images (hidden
-files, annotations, checksums) is yielded all the same, and ingest writes it to the quarantine list. A layout that can
-be read in two ways is refused. No file is opened here.
+files, annotations, checksums) is yielded all the same, and ingest writes it to the quarantine list; so is a link that
+leads back to a folder above it, in place of what it would repeat without end. A layout that can be read in two ways is
+refused. No file is opened here.
 """
 
 from __future__ import annotations
@@ -127,14 +128,11 @@ def _walk(folder: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
 
 
 def _walk_level(folder: str, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    status = Path(folder).stat()
-    here = (status.st_dev, status.st_ino)
-    if here in above:
-        raise DataError(f"image_folder: the link {folder} leads back to a folder above it; remove the link")
+    here = above | {_identity(folder)}
     for entry in _entries(folder):
         key = prefix + _text(entry.name)
-        if entry.is_dir():
-            yield from _walk_level(entry.path, key + "/", above | {here})
+        if _is_folder(entry) and _identity(entry.path) not in here:
+            yield from _walk_level(entry.path, key + "/", here)
         elif not _COMPANION.fullmatch(entry.name):
             yield key, entry
 
@@ -154,8 +152,9 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
 def _level(folder: Path) -> tuple[list[str], list[str]]:
     """Names of the images directly in a folder and of its folders that are not empty."""
     entries = _entries(str(folder))
-    images = [e.name for e in entries if not e.is_dir() and _IMAGE.fullmatch(e.name)]
-    folders = [e.name for e in entries if e.is_dir() and next(_walk(Path(e.path)), None) is not None]
+    inside = [e for e in entries if _is_folder(e) and _identity(e.path) != _identity(str(folder))]
+    images = [e.name for e in entries if not _is_folder(e) and _IMAGE.fullmatch(e.name)]
+    folders = [e.name for e in inside if next(_walk(Path(e.path)), None) is not None]
     return images, folders
 
 
@@ -166,6 +165,18 @@ def _check_unmixed(folder: Path, images: list[str], folders: list[str]) -> None:
             f"{_listed(folders)}, so it is unclear whether these are classes; move the images into class folders of "
             "their own, or keep images or folders only"
         )
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _identity(folder: str) -> tuple[int, int]:
+    status = Path(folder).stat()
+    return status.st_dev, status.st_ino
 
 
 def _is_broken(entry: os.DirEntry[str]) -> bool:

@@ -148,11 +148,24 @@ def test_linked_folders_are_followed(tmp_path):
     assert listed(tmp_path / "images") == [("cat/1.png", "cat", None)]
 
 
-def test_a_link_that_leads_back_up_is_refused(tmp_path):
+def test_links_that_lead_back_are_yielded_in_place_of_what_they_would_repeat(tmp_path):
     touch(tmp_path, "cat/1.png")
     (tmp_path / "cat" / "again").symlink_to(tmp_path)
-    with pytest.raises(DataError, match="again leads back to a folder above it; remove the link"):
-        listed(tmp_path)
+    (tmp_path / "here").symlink_to(tmp_path)
+    (tmp_path / "cat" / "self.png").symlink_to("self.png")
+    assert listed(tmp_path) == [
+        ("cat/1.png", "cat", None),
+        ("cat/again", "cat", None),
+        ("cat/self.png", "cat", None),
+        ("here", None, None),
+    ]
+
+
+def test_a_link_that_leads_back_is_no_class_beside_flat_images(tmp_path):
+    touch(tmp_path, "1.png")
+    (tmp_path / "here").symlink_to(tmp_path)
+    assert [key for key, *_ in listed(tmp_path)] == ["1.png", "here"]
+    assert ImageFolder(str(tmp_path)).fingerprint()["files"] == 2
 
 
 def test_a_file_name_that_is_not_utf8_gets_a_key_that_can_be_written(tmp_path):
