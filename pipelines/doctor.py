@@ -22,7 +22,7 @@ import click
 from cl_core.errors import ContrastError
 from pipelines import dvc_repo, locks, server
 from pipelines.planning import LOCKS, STATE
-from pipelines.project import under_git
+from pipelines.project.create import under_git
 
 PACKAGES = ("torch", "torchvision", "timm", "prefect", "fastapi", "dvc", "pluggy", "pydantic")
 FASTAPI_LIMIT = (0, 151)  # from here on, flows of prefect 3.8 die with "Body() got an unexpected keyword argument"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.dvc_repo import look
-from pipelines.project import STATIC, TEMPLATES
+from pipelines.project.write import STATIC, TEMPLATES
 
 # DVC asks pygtrie for the value of a missing step, which pygtrie means to turn into an error one day.
 pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep.value will soon raise:DeprecationWarning")

@@ -16,7 +16,7 @@ from cl_core.errors import ConfigError, ContrastError
 from pipelines import stage_process
 from pipelines.gpus import gpu_slots
 from pipelines.locks import held, locked
-from pipelines.sizing import Machine
+from pipelines.project.machine import Machine
 
 # Runs `contrast stage NAME` with the stage function given as source text; importing the real ones takes seconds.
 DRIVER = """

@@ -1,0 +1,1 @@
+"""`contrast init`: look at images, ask what they cannot say, measure the machine, choose settings, write a project."""
