@@ -14,8 +14,8 @@ def views_for(row: Row, images: Images, answers: Answers) -> tuple[dict[str, Any
     """The section `views`, and why: {"recipe": Spec} or {"chains": {"augment": [Spec, ...]}}."""
     plain = row.rotation == 0 and not row.quarter_turns
     if plain and answers.mirror.holds and _has_free_colours(images, answers):
-        name, what = ("simclr", ", blur") if row.blur else ("simclr-cifar", "")
-        return {"recipe": {"name": name, "min_scale": row.scale}}, f"the paper's crop, mirror, colour{what}"
+        recipe = {"name": "simclr-cifar", "min_scale": row.scale, **_side(row)}
+        return {"recipe": recipe}, "the paper's crop, mirror, colour"
     return {"chains": {"augment": list(_chain(row, images, answers))}}, "; ".join(_reasons(row, images, answers))
 
 
@@ -25,13 +25,15 @@ def _has_free_colours(images: Images, answers: Answers) -> bool:
 
 
 def _chain(row: Row, images: Images, answers: Answers) -> Iterator[Spec]:
-    yield {"name": "random_resized_crop", "scale": [row.scale, 1.0], "interpolation": "bicubic"}
+    yield {"name": "random_resized_crop", "scale": [row.scale, 1.0], **_side(row), "interpolation": "bicubic"}
     if row.rotation:
         yield {"name": "rotation", "degrees": row.rotation}
     if answers.mirror.holds and row.quarter_turns:
         yield {"name": "quarter_turns"}
     if answers.mirror.holds:
         yield {"name": "horizontal_flip"}
+    if not row.strength:
+        return
     light = round((0.4 if answers.colour.holds else 0.8) * row.strength, 3)
     if _has_free_colours(images, answers):  # SimCLR, appendix A: 0.8, 0.8, 0.8 and 0.2 times the strength
         hue = round(0.2 * row.strength, 3)
@@ -39,8 +41,10 @@ def _chain(row: Row, images: Images, answers: Answers) -> Iterator[Spec]:
         yield {"name": "grayscale", "prob": 0.2}
     else:
         yield {"name": "color_jitter", "brightness": light, "contrast": light, "saturation": 0.0, "hue": 0.0}
-    if row.blur:
-        yield {"name": "gaussian_blur", "prob": 0.5}
+
+
+def _side(row: Row) -> dict[str, int]:
+    return {} if row.view is None else {"size": row.view}
 
 
 def _reasons(row: Row, images: Images, answers: Answers) -> Iterator[str]:

@@ -113,7 +113,7 @@ class _Plan:
 
     def settle(self, say: Say) -> tuple[Start, Speed, bytes, bytes | None]:
         """The settings, the speed they were fitted to, a sheet of views, and the record of decisions of a trial."""
-        speed = Speed.assumed(self.machine, measured.row(self.images, self.machine).size)
+        speed = Speed.assumed(self.machine, measured.row(self.images, self.machine))
         start = self.choose(speed)
         with TemporaryDirectory(prefix="contrast-init-") as scratch:
             trial = self.rehearse(Path(scratch), start)

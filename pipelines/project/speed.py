@@ -9,11 +9,12 @@ from pipelines.project.look import Images
 from pipelines.project.machine import Machine
 
 if TYPE_CHECKING:
+    from pipelines.project.measured import Row
     from pipelines.project.start import Start
 
 # Seconds in which stages do nothing that depends on the images: they start, import, compile, draw. ingest, views,
-# pretrain and embed from one run on two cores with 2,062 images of 100 pixels (3.6, 12.5, 21 less 12 for choosing the precision,
-# 6.0, their work included); the others estimated after these.
+# pretrain and embed from one run on two cores with 2,062 images of 100 pixels (3.6, 12.5, 21 less 12 for choosing the
+# precision, 6.0, their work included); the others estimated after these.
 STARTS = {
     "flow": 8.0,
     "ingest": 3.0,
@@ -51,18 +52,18 @@ class Speed:
     measured: bool
 
     @classmethod
-    def assumed(cls, machine: Machine, size: int) -> Speed:
+    def assumed(cls, machine: Machine, row: Row) -> Speed:
         """Where nothing was tried: what resnet8 of width 16 does per core (half of what a quiet one does), at 32 px.
 
         The GPU's figures are cautious guesses for resnet18 on a small card.
         """
-        smaller = (32 / size) ** 2
+        view, image = (32 / (row.view or row.size)) ** 2, (32 / row.size) ** 2  # how much smaller 32 px are
         unit, count = (1500.0, machine.gpus) if machine.gpus else (140.0, machine.cores)
         return cls(
-            training=unit * count * smaller,
+            training=unit * count * view,
             reading=150.0 * machine.cores,
-            encoding=6 * unit * count * smaller,
-            tuning=2 * unit * count * smaller,
+            encoding=6 * unit * count * image,
+            tuning=2 * unit * count * image,
             probing=1.0,
             probed=2000,
             stages=4 if machine.gpus else 3,

@@ -89,7 +89,7 @@ def choose(
         finetune=_finetune(row, images, machine, answers),
         jobs=max(1, machine.gpus),
         why={
-            "size": f"shorter side of your images: {images.side}, the median; twice the size costs four times the time",
+            "size": _size_why(row, images),
             "splits": _splits_why(images),
             "layout": _layout_why(images),
             "encoder": row.encoder_why,
@@ -141,6 +141,13 @@ def _finetune(row: Row, images: Images, machine: Machine, answers: Answers) -> d
         "lr": [0.05, 0.5],
         "max_steps": 1000 if machine.gpus else 300,
     }
+
+
+def _size_why(row: Row, images: Images) -> str:
+    seen = f"shorter side of your images: {images.side}, the median"
+    if row.view is None:
+        return f"{seen}; twice the size costs four times the time"
+    return f"{seen}; training sees crops of {row.view}, at whose cost the evaluation sees {row.size}"
 
 
 def _splits_why(images: Images) -> str:

@@ -1,6 +1,7 @@
 """The settings that `contrast init` chooses: they fit folder, answers, time and machine, whatever these are."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
@@ -27,7 +28,7 @@ def images(count=5000, **changes):
 
 def start(found=None, machine=LAPTOP, minutes=10, mirror=None, colour=None, training=None, **changes):
     found = found or images(**changes)
-    speed = Speed.assumed(machine, measured.row(found, machine).size)
+    speed = Speed.assumed(machine, measured.row(found, machine))
     if training is not None:
         speed = Speed(**{**vars(speed), "training": training})
     return choose(found, machine, answers(found, mirror=mirror, colour=colour, ask=None), minutes, speed)
@@ -57,15 +58,18 @@ def test_a_batch_is_a_power_of_two_that_the_training_images_fill_even_if_a_quart
 @pytest.mark.parametrize("minutes", [1, 5, 10, 60])
 @pytest.mark.parametrize("count", [1000, 3000, 10_000])
 def test_pretraining_takes_the_minutes_it_was_given_or_what_so_few_images_are_worth(count, minutes):
-    found, speed = images(count=count), Speed.assumed(LAPTOP, 32)
+    found = images(count=count)
+    speed = Speed.assumed(LAPTOP, measured.row(found, LAPTOP))
     chosen = start(found, minutes=minutes)
     seconds = duration(found, chosen, speed).pretraining
     assert seconds <= 60 * minutes * 1.1 or chosen.epochs == 1
-    assert seconds >= 60 * minutes * 0.75 or chosen.epochs == measured.MOST_EPOCHS
+    longer = duration(found, replace(chosen, epochs=chosen.epochs + 1), speed).pretraining
+    assert longer > 60 * minutes * 0.95 or chosen.epochs == measured.MOST_EPOCHS
 
 
 def test_a_stage_more_of_everything_is_a_longer_run():
-    found, speed = images(), Speed.assumed(LAPTOP, 32)
+    found = images()
+    speed = Speed.assumed(LAPTOP, measured.row(found, LAPTOP))
     lasts = duration(found, start(found), speed)
     assert lasts.total > lasts.pretraining + 60
     unlabelled = images(classes=0)
@@ -114,7 +118,7 @@ def operations(**changes):
 
 def test_photographs_get_the_paper_s_recipe():
     assert operations() == "simclr-cifar"
-    assert start().views["recipe"] == {"name": "simclr-cifar", "min_scale": 0.2}
+    assert start().views["recipe"] == {"name": "simclr-cifar", "min_scale": 0.2, "size": 32}
 
 
 def test_where_a_mirrored_image_is_another_none_is_mirrored():
@@ -139,7 +143,7 @@ def test_grey_images_are_not_recoloured_but_are_mirrored():
 
 
 def test_drawings_are_cropped_less_and_turned_a_little():
-    assert operations(kind="drawings") == ["random_resized_crop", "rotation", "color_jitter"]
+    assert operations(kind="drawings") == ["random_resized_crop", "rotation"]
     assert start(kind="drawings").views["chains"]["augment"][0]["scale"] == [0.4, 1.0]
     assert "horizontal_flip" in operations(kind="drawings", mirror=True)
 
