@@ -27,7 +27,8 @@ def _has_free_colours(images: Images, answers: Answers) -> bool:
 def _chain(row: Row, images: Images, answers: Answers) -> Iterator[Spec]:
     yield {"name": "random_resized_crop", "scale": [row.scale, 1.0], **_side(row), "interpolation": "bicubic"}
     if row.rotation:
-        yield {"name": "rotation", "degrees": row.rotation}
+        paper = {"fill": 1.0} if images.background == "bright" else {}
+        yield {"name": "rotation", "degrees": row.rotation, **paper}
     if answers.mirror.holds and row.quarter_turns:
         yield {"name": "quarter_turns"}
     if answers.mirror.holds:

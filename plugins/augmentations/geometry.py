@@ -147,10 +147,10 @@ class HorizontalFlip(Operation):
 
 
 class Rotation(Operation):
-    """Rotate about the centre by an angle from [-degrees, degrees]; what was outside is black.
+    """Rotate about the centre by an angle from [-degrees, degrees].
 
     degrees: largest angle, counter-clockwise and drawn uniformly. interpolation: how pixels are read between pixels.
-    prob: share of samples that are rotated.
+    prob: share of samples that are rotated. fill: value of what was outside, 0 black, 1 white as paper.
     """
 
     def __init__(
@@ -158,8 +158,9 @@ class Rotation(Operation):
         degrees: Degrees = 30.0,
         interpolation: Literal["nearest", "bilinear"] = "bilinear",
         prob: UnitInterval = 1.0,
+        fill: UnitInterval = 0.0,
     ) -> None:
-        self.degrees, self.interpolation, self.prob = degrees, interpolation, prob
+        self.degrees, self.interpolation, self.prob, self.fill = degrees, interpolation, prob, fill
 
     def draw(self, rng: SampleRng, height: int, width: int) -> dict[str, Tensor]:
         """Return hit (N,) bool and angle (N,) in degrees."""
@@ -176,8 +177,10 @@ class Rotation(Operation):
         cos, sin = angle.deg2rad().cos()[:, None, None], angle.deg2rad().sin()[:, None, None]
         # Output pixel (x, y) about the centre is read at the point turned back by the angle (y points down).
         source = torch.stack([(cos * x - sin * y) / (0.5 * width), (sin * x + cos * y) / (0.5 * height)], dim=-1)
+        # Outside, grid_sample reads zeros, which stand for the fill while it is subtracted.
+        images = images - self.fill if self.fill else images
         rotated = F.grid_sample(images, source.to(images.dtype), mode=self.interpolation, align_corners=False)
-        return rotated.clamp_(0, 1)
+        return rotated.add_(self.fill).clamp_(0, 1)
 
 
 class QuarterTurns(Operation):

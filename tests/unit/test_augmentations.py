@@ -231,6 +231,18 @@ def test_rotation_equals_torchvision_with_the_same_angles(height: int, width: in
     assert 19.9 < float(angles.max()) <= 20
 
 
+def test_rotation_fills_what_was_outside() -> None:
+    images, rotation = noise(24), Rotation(degrees=180, interpolation="nearest", fill=0.75)
+    drawn = rotation.draw(rng(24), 32, 32)
+
+    def expected(row: int) -> Tensor:
+        return reference.rotate(images[row], float(drawn["angle"][row]), InterpolationMode.NEAREST, fill=[0.75] * 3)
+
+    assert_each_sample(rotation.apply(images, **drawn), images, expected, ROTATED)
+    paper = torch.ones(8, 1, 32, 32)
+    torch.testing.assert_close(Rotation(degrees=30, fill=1.0)(paper, rng(8)), paper)
+
+
 def test_quarter_turns_equal_torchvision_rotations_and_come_equally_often() -> None:
     images, turn = noise(24), QuarterTurns()
     turns = turn.draw(rng(24), 32, 32)["turns"]
