@@ -197,7 +197,10 @@ class TrainConfig(Section):
     save_every: PositiveInt = 200
     """Steps between checkpoints."""
     knn_every: NonNegativeInt = 1
-    """Epochs between online kNN evaluations; 0 turns them off."""
+    """Epochs between online evaluations (kNN, or health figures where there are no labels), which also come before the
+    first step, half way and at the end; 0 turns them off."""
+    on_no_gain: Literal["warn", "stop"] = "warn"
+    """Where half of the updates have not made the features better than untrained: warn goes on, stop is an error."""
     trackers: list[PartSpec] = []
     """Tracker plugins that also receive the logged figures."""
 

@@ -38,6 +38,10 @@ class CollapseError(ContrastError):
     """Training produced a useless representation or a loss that is not finite."""
 
 
+class NoGainError(ContrastError):
+    """Half of the updates have not made the representation better than the untrained encoder's."""
+
+
 class Interrupted(ContrastError):  # noqa: N818 - not an error, a stop that was asked for
     """Training was asked to stop; its state is saved and the same command continues it."""
 

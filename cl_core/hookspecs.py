@@ -105,8 +105,12 @@ def on_run_start(run: RunInfo) -> None:
 
 
 @hookspec
-def on_log(step: int, metrics: Mapping[str, float]) -> None:
-    """Look at the numbers of a logged step. Raise a ContrastError to stop the run."""
+def on_log(step: int, metrics: Mapping[str, float]) -> str | None:
+    """Look at the numbers of a logged step, those of the untrained encoder at step 0; raise a ContrastError to stop the
+    run. A text returned is shown to whoever waits and kept with the run, each line as a remark of its own.
+
+    What is remarked must follow from the numbers and `RunInfo` alone: a run that was stopped and goes on is the same.
+    """
 
 
 @hookspec

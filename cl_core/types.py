@@ -349,12 +349,18 @@ class RunInfo:
     """What observers are told when a pretraining run starts.
 
     directory: scratch folder of this run that survives interruption (`.contrast/...`); trackers write below it.
+    queries: on how many images the online evaluation's knn_top1 or self_match is a share; 0 where it is off.
+    on_no_gain: what the experiment asks for where half of the updates have brought nothing.
+    logged: the rows that earlier sittings of this run have logged, each with its "step"; () for a new run.
     """
 
     experiment: str
     directory: Path
     total_steps: int
     config: Mapping[str, Any]
+    queries: int = 0
+    on_no_gain: Literal["warn", "stop"] = "warn"
+    logged: Sequence[Mapping[str, float]] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

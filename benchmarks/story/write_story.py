@@ -26,7 +26,7 @@ from cl_core.report.collect import Experiment, collect
 from cl_core.report.figures import standalone
 from cl_core.report.groups import NONE, Measured, group_seeds, percent, points, share_name
 from cl_core.report.leaderboard import Entry, Leaderboard, leaderboards
-from cl_core.report.results import remarks, tables
+from cl_core.report.results import gaps, tables
 from cl_core.report.timeline import timeline
 from cl_core.training.precision import cpu_model
 
@@ -79,7 +79,7 @@ def page(story: Story, caveats: str, commit: str, figure: str | None) -> str:
     if figure:
         parts.append(f"![Linear probe accuracy of every method against its year of publication]({figure})")
     parts += ["## Claims", _CLAIMS_LEGEND, "\n".join(_claims(story.outcomes))]
-    missing = [f"- {e.name}: {line}" for e in story.experiments for line in remarks(e)]
+    missing = [f"- {e.name}: {line}" for e in story.experiments for line in gaps(e)]
     parts += ["## Not measured", "\n".join(missing)] if missing else []
     return "\n\n".join([*parts, "## Caveats", caveats.strip()]) + "\n"
 

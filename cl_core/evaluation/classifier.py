@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +18,6 @@ from cl_core.config import OptimizerConfig
 from cl_core.data.lazy import decoded
 from cl_core.data.sampling import SampleRng, batch_rows
 from cl_core.data.store import Split, to_float
-from cl_core.measures.metrics import bootstrap_interval, share, topk_correct
 from cl_core.training.optim import Schedule, build_optimizer, set_lr
 from cl_core.training.update import deterministic
 from cl_core.types import Augmentation, FineTuneModel, ParamGroup
@@ -103,12 +101,6 @@ def judged(
         for model, collected in zip(models, scores, strict=True):
             collected.append(model(images).float().cpu())
     return [torch.cat(parts) for parts in scores], torch.tensor(split.labels[rows])
-
-
-def accuracy(scores: Tensor, labels: Tensor) -> dict[str, Any]:
-    """{"top1": share, "top1_ci95": [low, high]} of logits (N, K) for labels (N,)."""
-    correct = topk_correct(scores, labels)
-    return {"top1": share(correct), "top1_ci95": list(bootstrap_interval(correct))}
 
 
 @contextmanager

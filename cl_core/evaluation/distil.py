@@ -25,11 +25,11 @@ from cl_core.config import DistilConfig, OptimizerConfig
 from cl_core.data.sampling import mix
 from cl_core.data.store import Split
 from cl_core.errors import CollapseError
-from cl_core.evaluation.classifier import Batches, Classifier, accuracy, judged, train
+from cl_core.evaluation.classifier import Batches, Classifier, judged, train
 from cl_core.evaluation.features import frozen, save_tensors
 from cl_core.evaluation.linear import Report
 from cl_core.evaluation.subsets import nested_subsets
-from cl_core.measures.metrics import topk_accuracy
+from cl_core.measures.metrics import accuracy_figures, topk_accuracy
 from cl_core.training.outputs import write_weights
 from cl_core.types import Augmentation
 
@@ -138,7 +138,7 @@ def distil(
         "fraction": settings.fraction,
         "n_labels": teacher["n_labels"],
         "n_images": len(images),
-        "student": accuracy(scores, labels),
+        "student": accuracy_figures(scores, labels),
         "teacher": _accuracy_of(teacher),
         "supervised_same_labels": _accuracy_of(teacher["details"]["supervised_same_labels"]),
         "details": details,

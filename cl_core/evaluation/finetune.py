@@ -2,9 +2,9 @@
 
 The whole network, under a linear layer that starts at zero, is trained on nested class-balanced subsets of the labelled
 training images, with crop and flip only (the chain is handed in; the optimiser is in `classifier`). It is held against
-the same network trained from its random initial weights on the same labels, steps and grid, and against a linear probe
-on the untrained network. Learning rates are chosen on validation after the last step; each competitor then reads the
-test split once, for all its subsets together.
+the same network trained from its random initial weights on the same labels, steps and grid, and against linear probes
+on the same labels, of the pretrained network, frozen, and of the untrained one. Learning rates are chosen on validation
+after the last step; each competitor then reads the test split once, for all its subsets together.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from cl_core.data.files import write_json
 from cl_core.data.sampling import mix
 from cl_core.data.store import Split
 from cl_core.errors import CollapseError
-from cl_core.evaluation.classifier import Batches, Classifier, accuracy, judged, train
+from cl_core.evaluation.classifier import Batches, Classifier, judged, train
 from cl_core.evaluation.features import digests, extract
 from cl_core.evaluation.linear import (
     EMPTY_TEST,
@@ -39,7 +39,7 @@ from cl_core.evaluation.linear import (
 from cl_core.evaluation.linear import PROTOCOL as PROBE_PROTOCOL
 from cl_core.evaluation.subsets import different_subsets, nested_subsets
 from cl_core.evaluation.yardsticks import Figures, Yardsticks
-from cl_core.measures.metrics import topk_accuracy
+from cl_core.measures.metrics import accuracy_figures, topk_accuracy
 from cl_core.training.outputs import write_weights
 from cl_core.types import Augmentation, FineTuneModel
 
@@ -136,10 +136,10 @@ def finetune(
     device: torch.device | str = "cpu",
     report: Report = print,
 ) -> FinetuneResult:
-    """Label-efficiency curve of a pretrained model and its two yardsticks, and the classifiers themselves.
+    """Label-efficiency curve of a pretrained model, frozen and fine-tuned, its two yardsticks, and the classifiers.
 
     build, build_random: give a fresh pretrained and a fresh untrained model each time they are called. augment: the
-    chain for training images. linear: settings of the random-init probe. batch_size: images per forward pass when
+    chain for training images. linear: settings of the linear probes. batch_size: images per forward pass when
     judging. yardstick_key: all that decides the yardsticks beside these settings (store digest, subset, encoder, input,
     chain, seed). Unlabelled images are left out.
     The metrics are {"skipped": reason} where there is nothing to learn or to judge. Raises CollapseError where
@@ -165,8 +165,9 @@ def finetune(
         device=torch.device(device),
         report=report,
     )
+    frozen = _probed(task, build, "frozen")
     chosen = _chosen(task, build, "fine-tuned")
-    beside = _yardsticks(task, build_random, yardsticks, yardstick_key)
+    beside = {"frozen": frozen, **_yardsticks(task, build_random, yardsticks, yardstick_key)}
     metrics = {"protocol": PROTOCOL, "fractions": _curve(subsets, _figures(task, chosen), beside)}
     return FinetuneResult(
         metrics=metrics | absent_classes(labels["train"], labels["test"], classes),
@@ -195,8 +196,9 @@ def _curve(subsets: Mapping[str, np.ndarray], ours: Figures, beside: Mapping[str
             "n_labels": len(subsets[name]),
             "top1": ours[source]["top1"],
             "top1_ci95": ours[source]["top1_ci95"],
+            "balanced_top1": ours[source]["balanced_top1"],
         }
-        curve[name] |= {yardstick: figures[source]["top1"] for yardstick, figures in beside.items()}
+        curve[name] |= {competitor: figures[source]["top1"] for competitor, figures in beside.items()}
         curve[name] |= {"same_subset_as": source} if source != name else {}
         curve[name]["details"] = {"fine_tuned": ours[source]} | {
             kind: figures[source] for kind, figures in beside.items()
@@ -226,7 +228,7 @@ def _yardsticks(task: Task, build_random: Build, yardsticks: Yardsticks, key: Ma
                 "probe": PROBE_PROTOCOL,
                 "linear": task.linear.model_dump(mode="json"),
             },
-            lambda: _probed(task, build_random),
+            lambda: _probed(task, build_random, "random-init probe"),
         ),
     }
 
@@ -246,7 +248,7 @@ def _figures(task: Task, chosen: Mapping[str, Candidate]) -> Figures:
     models = [candidate.model for candidate in chosen.values()]
     scores, labels = judged(models, task.split("test"), batch_size=task.batch_size, device=task.device)
     return {
-        fraction: accuracy(logits, labels)
+        fraction: accuracy_figures(logits, labels)
         | {"lr": candidate.lr, "steps": candidate.steps, "validation_top1": candidate.merit[0]}
         for (fraction, candidate), logits in zip(chosen.items(), scores, strict=True)
     }
@@ -301,9 +303,9 @@ def _train(classifier: Classifier, rows: np.ndarray, task: Task, *, lr: float, s
     train(classifier, loss_at, peak_lr=peak_lr, steps=steps, seed=seed, device=task.device)
 
 
-def _probed(task: Task, build_random: Build) -> Figures:
-    """{fraction: figures} of linear probes on the untrained network, stage and penalty chosen on validation."""
-    representation = build_random().representation
+def _probed(task: Task, build: Build, name: str) -> Figures:
+    """{fraction: figures} of linear probes on a network as it is built, stage and penalty chosen on validation."""
+    representation = build().representation
     read = partial(
         extract, representation, max_values=task.linear.max_values, batch_size=task.batch_size, device=task.device
     )
@@ -315,12 +317,10 @@ def _probed(task: Task, build_random: Build) -> Figures:
         probes = fit_stages(features, validation, len(task.classes), task.linear, **options)
         stage = best_stage(probes)
         chosen[fraction] = (stage, probes[stage])
-        task.report(
-            f"finetune: random-init probe, {len(rows)} labels: {probes[stage].validation_top1:.1%} on validation"
-        )
+        task.report(f"finetune: {name}, {len(rows)} labels: {probes[stage].validation_top1:.1%} on validation")
     test = read(task.split("test")).labelled()
     return {
-        fraction: accuracy(probe.classifier.scores(test.probe[stage]), test.labels)
+        fraction: accuracy_figures(probe.classifier.scores(test.probe[stage]), test.labels)
         | {"stage": stage, "l2": probe.l2, "validation_top1": probe.validation_top1}
         for fraction, (stage, probe) in chosen.items()
     }

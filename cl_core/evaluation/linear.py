@@ -23,7 +23,15 @@ from cl_core.config import KnnConfig, LinearConfig
 from cl_core.evaluation.features import Features, save_tensors
 from cl_core.measures.knn import effective_k, knn_predict, protocol_id
 from cl_core.measures.logistic import Classifier, fit_classifiers
-from cl_core.measures.metrics import bootstrap_interval, share, topk_accuracy, topk_classes, topk_correct
+from cl_core.measures.metrics import (
+    accuracy_figures,
+    balanced_share,
+    imbalance,
+    share,
+    topk_accuracy,
+    topk_classes,
+    topk_correct,
+)
 
 PROTOCOL = "linear/lbfgs-v1"
 
@@ -81,8 +89,9 @@ def linear_eval(
 
     read: gives the features of a split; called with "test" only after everything is chosen. classes: their names, of
     which some may have no example. baselines: {name: figures} to put beside the result, computed only if needed.
-    Unlabelled examples are left out. Without labels, with one class, or with an empty validation or test split the
-    result is {"skipped": reason}.
+    Of the result, "classes" says how many times as many labelled images the largest class has as the smallest, and what
+    a constant answer gets, the largest class of train. Unlabelled examples are left out. Without labels, with one
+    class, or with an empty validation or test split the result is {"skipped": reason}.
     """
     train, validation = read("train").labelled(), read("validation").labelled()
     reason = reason_to_skip(train.labels, validation.labels)
@@ -98,6 +107,10 @@ def linear_eval(
     metrics = _figures(probes, scores, test.labels, best) | _knn_figures(
         train, test, best, num_classes=len(classes), knn=knn, device=device
     )
+    metrics["classes"] = {
+        "imbalance": imbalance(torch.cat([train.labels, validation.labels, test.labels])),
+        "constant_top1": share(test.labels == train.labels.mode().values),
+    }
     metrics["baselines"] = dict(baselines())
     predictions = {
         "row": (whole_test.labels >= 0).nonzero()[:, 0],
@@ -192,14 +205,12 @@ def best_stage(probes: Mapping[str, Probe]) -> str:
 
 
 def _figures(probes: Mapping[str, Probe], scores: Mapping[str, Tensor], labels: Tensor, best: str) -> dict[str, Any]:
-    correct = topk_correct(scores[best], labels)
     return {
         "protocol": PROTOCOL,
         "best_stage": best,
         "last_stage": list(probes)[-1],
         "test": {
-            "top1": share(correct),
-            "top1_ci95": list(bootstrap_interval(correct)),
+            **accuracy_figures(scores[best], labels),
             "top5": topk_accuracy(scores[best], labels, 5),
             "n": len(labels),
         },
@@ -209,6 +220,7 @@ def _figures(probes: Mapping[str, Probe], scores: Mapping[str, Tensor], labels: 
                 "l2": probe.l2,
                 "validation_top1": probe.validation_top1,
                 "test_top1": topk_accuracy(scores[stage], labels),
+                "test_balanced_top1": balanced_share(topk_correct(scores[stage], labels), labels),
             }
             for stage, probe in probes.items()
         },
@@ -230,7 +242,7 @@ def _knn_figures(
             "stage": stage,
             "k": k,
             "temperature": knn.temperature,
-            "top1": topk_accuracy(scores.cpu(), test.labels),
+            **accuracy_figures(scores.cpu(), test.labels),
         }
 
     return {"knn": figures(last)} | ({} if best == last else {"knn_best_stage": figures(best)})

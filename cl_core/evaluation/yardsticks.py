@@ -73,7 +73,7 @@ def linear_baselines(
     device: torch.device | str = "cpu",
     report: Report = print,
 ) -> dict[str, Figures]:
-    """{"random_init": {"top1", "knn_top1", ...}, "raw_pixels": {"top1", ...}} under linear/lbfgs-v1.
+    """{"random_init": {"top1", "knn_top1", ...}, "raw_pixels": {"top1", "balanced_top1", ...}} under linear/lbfgs-v1.
 
     data_key: all that decides images and labels (digest of the store, subset). encoder_key: all that decides the
     untrained encoder and its input (name, options, input_name, seed, source digest). representation: builds it; its
@@ -108,7 +108,7 @@ def linear_baselines(
 
 
 def _test_figures(metrics: Figures) -> Figures:
-    return {"top1": metrics["test"]["top1"], "top1_ci95": metrics["test"]["top1_ci95"]}
+    return {figure: metrics["test"][figure] for figure in ("top1", "top1_ci95", "balanced_top1")}
 
 
 def _random_init_figures(metrics: Figures) -> Figures:
@@ -118,6 +118,7 @@ def _random_init_figures(metrics: Figures) -> Figures:
         **_test_figures(metrics),
         "best_stage": metrics["best_stage"],
         "knn_top1": metrics["knn"]["top1"],
+        "knn_balanced_top1": metrics["knn"]["balanced_top1"],
         "knn_best_stage_top1": best["top1"],
         "stages": metrics["stages"],
     }

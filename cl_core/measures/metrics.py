@@ -1,9 +1,12 @@
-"""Accuracies with their uncertainty: top-k, a bootstrap interval for one run, McNemar's test between two.
+"""Accuracies with their uncertainty: top-k, balanced, a bootstrap interval for one run, McNemar's test between two.
 
 Knows scores and labels, no model and no file. Accuracies are shares in [0, 1].
 """
 
 from __future__ import annotations
+
+import statistics
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -37,6 +40,31 @@ def topk_accuracy(scores: Tensor, labels: Tensor, k: int = 1) -> float:
 def share(correct: Tensor) -> float:
     """Part of (N,) bool that is true, rounded once (an integer count divided by N)."""
     return int(correct.sum()) / len(correct)
+
+
+def balanced_share(correct: Tensor, labels: Tensor) -> float:
+    """Mean over the classes that are present of the share of each that is true: (N,) bool, (N,) int64, N >= 1.
+
+    Balanced accuracy, where `correct` says which examples are classified rightly: one over the number of classes for
+    a constant answer, however unbalanced they are.
+    """
+    return statistics.fmean(share(correct[labels == label]) for label in labels.unique().tolist())
+
+
+def accuracy_figures(scores: Tensor, labels: Tensor) -> dict[str, Any]:
+    """{"top1": share, "top1_ci95": [low, high], "balanced_top1": share} of scores (N, C) for labels (N,), N >= 1."""
+    correct = topk_correct(scores, labels)
+    return {
+        "top1": share(correct),
+        "top1_ci95": list(bootstrap_interval(correct)),
+        "balanced_top1": balanced_share(correct, labels),
+    }
+
+
+def imbalance(labels: Tensor) -> float:
+    """How many times as many examples the largest class has as the smallest that is present: (N,) int64, N >= 1."""
+    counts = labels.unique(return_counts=True)[1]
+    return int(counts.max()) / int(counts.min())
 
 
 def bootstrap_interval(correct: Tensor, seed: int = 0, n: int = 2000) -> tuple[float, float]:

@@ -26,6 +26,7 @@ from cl_core.report.records import (
     MethodFacts,
     PanelFile,
     Record,
+    Remark,
     Resolved,
     Spec,
     ViewStatistics,
@@ -95,6 +96,18 @@ class Experiment:
         """Of the method; all empty where nothing was pretrained. Raises DataError for a damaged card."""
         remake = f"dvc repro pretrain@{self.name}"
         return _record(MethodFacts, self.card, self.folder / "pretrain" / "encoder.json", remake)
+
+    @property
+    def steps(self) -> int:
+        """Updates that pretraining made."""
+        return int((self.card.get("training") or {}).get("steps", 0))
+
+    @property
+    def remarks(self) -> list[Remark]:
+        """What observers said while it trained, in order. Raises DataError for a damaged card."""
+        card, remake = self.folder / "pretrain" / "encoder.json", f"dvc repro pretrain@{self.name}"
+        found = (self.card.get("training") or {}).get("remarks", [])
+        return [_record(Remark, remark, card, remake) for remark in found]
 
     @property
     def command(self) -> str:

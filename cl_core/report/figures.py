@@ -75,7 +75,8 @@ STYLE: dict[Any, Any] = {
 class Line:
     """A curve; None leaves a gap. series: which colour and marker; yardstick: its name instead, drawn in grey.
 
-    low, high: ends of the interval at each x.
+    hollow: markers are outlines and the line is dotted, for a second curve of the same series. low, high: ends of the
+    interval at each x.
     """
 
     x: Sequence[float]
@@ -83,6 +84,7 @@ class Line:
     series: int = 0
     yardstick: str = ""
     markers: bool = False
+    hollow: bool = False
     low: Sequence[float] = ()
     high: Sequence[float] = ()
 
@@ -153,11 +155,12 @@ def overview(name: str, alt: str, bars: Sequence[Bar], label: str) -> str:
         return finished(figure, name, alt)
 
 
-def swatch(series: int) -> str:
+def swatch(series: int, *, hollow: bool = False) -> str:
     """The line and marker of a series, for a legend."""
     index = series % len(SERIES)
-    shape = f'<path d="M1 6h26" fill="none" stroke-width="2"/>{SWATCHES[index]}'
-    paint = f"fill:var(--series-{index});stroke:var(--series-{index})"
+    dots = ' stroke-dasharray="2 2"' if hollow else ""
+    shape = f'<path d="M1 6h26" fill="none" stroke-width="2"{dots}/>{SWATCHES[index]}'
+    paint = f"fill:var(--{'surface' if hollow else f'series-{index}'});stroke:var(--series-{index})"
     return f'<svg class="swatch" viewBox="0 0 28 12" aria-hidden="true" style="{paint}">{shape}</svg>'
 
 
@@ -213,6 +216,8 @@ def _draw(axes: Axes, line: Line) -> None:
         axes.vlines(line.x, line.low, line.high, colors=colour, linewidth=1.5, alpha=0.55)
     lonely = len(y) == 1
     look: dict[str, Any] = {"marker": marker, "markeredgecolor": SURFACE} if line.markers or lonely else {}
+    if line.hollow:
+        look |= {"markeredgecolor": colour, "markerfacecolor": SURFACE, "linestyle": (0, (1, 1.5))}
     axes.plot(line.x, y, color=colour, **look)
 
 

@@ -10,26 +10,31 @@ import itertools
 import json
 import re
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from cl_core.report.collect import Experiment
-from cl_core.report.records import Knn
+from cl_core.report.records import Accuracy, FractionResult, Knn
 
 NONE = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
 PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
+UNBALANCED = 1.5  #: times as many images in the largest class as in the smallest: balanced accuracy is shown
 
 Protocols = tuple[str | None, str | None, str | None]
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One figure of a group: a value per seed, and the 95 % interval where there is a single one."""
+    """One figure of a group: a value per seed, and the 95 % interval where there is a single one.
+
+    balanced: mean over seeds of the balanced accuracy; None where classes are balanced, so that it need not be shown.
+    """
 
     values: tuple[float, ...]
     interval: tuple[float, float] | None = None
+    balanced: float | None = None
 
     @property
     def mean(self) -> float:
@@ -98,21 +103,26 @@ class Group:
         return sorted(result.fractions) if result else []
 
     @property
+    def constant(self) -> float | None:
+        """What a constant answer gets where classes are unbalanced, else None."""
+        found = [e.linear.result.classes for e in self.experiments if e.linear.result]
+        return next((classes.constant_top1 for classes in found if classes.imbalance >= UNBALANCED), None)
+
+    @property
     def linear(self) -> Measured | None:
         """Linear probe of the best stage."""
-        tests = [e.linear.result.test for e in self.experiments if e.linear.result]
-        return _measured([t.top1 for t in tests], [t.top1_ci95 for t in tests])
+        return self._measured([e.linear.result.test for e in self.experiments if e.linear.result])
 
     @property
     def knn(self) -> Measured | None:
         """Weighted nearest neighbours on the last stage."""
-        return _measured([e.linear.result.knn.top1 for e in self.experiments if e.linear.result])
+        return self._measured([e.linear.result.knn for e in self.experiments if e.linear.result])
 
     @property
     def knn_best_stage(self) -> Measured | None:
         """Weighted nearest neighbours on the best stage, None where that is the last one."""
         found = [e.linear.result.knn_best_stage for e in self.experiments if e.linear.result]
-        return _measured([knn.top1 for knn in found if knn])
+        return self._measured([knn for knn in found if knn])
 
     @property
     def best_stage(self) -> str:
@@ -122,18 +132,39 @@ class Group:
 
     def finetune(self, fraction: float) -> Measured | None:
         """Fine-tuning with a share of the labels."""
-        found = [e.finetune.result.fractions.get(fraction) for e in self.experiments if e.finetune.result]
-        return _measured([f.top1 for f in found if f], [f.top1_ci95 for f in found if f])
+        return self._measured(self._at(fraction))
+
+    def frozen(self, fraction: float) -> Measured | None:
+        """The linear probe of the frozen encoder on a share of the labels."""
+        return self._measured([f.details["frozen"] for f in self._at(fraction) if "frozen" in f.details])
 
     def finetune_yardstick(self, name: str, fraction: float) -> Measured | None:
         """`supervised_same_labels` or `random_init_probe` at a share of the labels."""
-        found = [e.finetune.result.fractions.get(fraction) for e in self.experiments if e.finetune.result]
-        return _yardstick([getattr(f, name) for f in found if f and getattr(f, name) is not None])
+        found = [f for f in self._at(fraction) if getattr(f, name) is not None]
+        balanced = [f.details[name].balanced_top1 if name in f.details else None for f in found]
+        return _yardstick([getattr(f, name) for f in found], self._shown(balanced))
 
     def baseline(self, name: str, figure: str = "top1") -> Measured | None:
         """`top1` or `knn_top1` of a baseline of the linear protocol."""
-        found = [e.linear.result.baselines.get(name) for e in self.experiments if e.linear.result]
-        return _yardstick([getattr(b, figure) for b in found if b and getattr(b, figure) is not None])
+        known = [e.linear.result.baselines.get(name) for e in self.experiments if e.linear.result]
+        found = [b for b in known if b and getattr(b, figure) is not None]
+        balanced = [getattr(b, figure.replace("top1", "balanced_top1")) for b in found]
+        return _yardstick([getattr(b, figure) for b in found], self._shown(balanced))
+
+    def _at(self, fraction: float) -> list[FractionResult]:
+        found = [e.finetune.result.fractions.get(fraction) for e in self.experiments if e.finetune.result]
+        return [f for f in found if f]
+
+    def _measured(self, found: Sequence[Accuracy]) -> Measured | None:
+        if not found:
+            return None
+        interval = found[0].top1_ci95 if len(found) == 1 else None
+        return Measured(tuple(f.top1 for f in found), interval, self._shown([f.balanced_top1 for f in found]))
+
+    def _shown(self, balanced: Sequence[float | None]) -> float | None:
+        """The mean of balanced accuracies where classes are unbalanced."""
+        known = [value for value in balanced if value is not None]
+        return statistics.fmean(known) if known and self.constant is not None else None
 
 
 def percent(share: float) -> str:
@@ -185,15 +216,11 @@ def _stem(names: list[str]) -> str:
     return re.sub(r"([-_.](seed|s))?[-_.]*$", "", shared)
 
 
-def _measured(values: list[float], intervals: list[tuple[float, float]] | None = None) -> Measured | None:
+def _yardstick(values: list[float], balanced: float | None) -> Measured | None:
+    """A yardstick that several runs share is one value, not a mean without spread."""
     if not values:
         return None
-    return Measured(tuple(values), intervals[0] if intervals and len(values) == 1 else None)
-
-
-def _yardstick(values: list[float]) -> Measured | None:
-    """A yardstick that several runs share is one value, not a mean without spread."""
-    return _measured(values[:1] if len(set(values)) == 1 else values)
+    return Measured(tuple(values[:1] if len(set(values)) == 1 else values), balanced=balanced)
 
 
 def _protocols(experiment: Experiment) -> Protocols:

@@ -36,9 +36,10 @@ from cl_core.report.plots import (
     profiles,
 )
 from cl_core.report.records import ViewStatistics
-from cl_core.report.results import Table, remarks, tables, verdict
+from cl_core.report.results import Table, gaps, tables
 from cl_core.report.retrieval import Retrieval, retrieve
 from cl_core.report.timeline import timeline
+from cl_core.report.verdict import verdict
 
 DUPLICATES_SHOWN = 8
 
@@ -133,7 +134,7 @@ def _environment() -> Environment:
         "pretty": lambda value: json.dumps(value, indent=2, default=str, ensure_ascii=False),
         "swatch": swatch,
         "verdict": verdict,
-        "remarks": remarks,
+        "gaps": gaps,
         "code": _with_code,
         "significant": lambda figures: [(name, f"{value:.3g}") for name, value in figures.items()],
         "breakable": lambda text: Markup("_<wbr>").join(text.split("_")),
@@ -199,27 +200,40 @@ def _dataset_warnings(store: Store, copies: int, quarantined: int) -> Iterator[s
 
 
 def _headline(dataset: Dataset, total: int, groups: Sequence[Group], shown: Sequence[Table]) -> list[str]:
+    """What was gained or lost first, where anything was judged, then what was done."""
+    return [*_outcome(groups, shown), _overview(dataset, total, groups, judged=bool(shown))]
+
+
+def _outcome(groups: Sequence[Group], shown: Sequence[Table]) -> list[str]:
+    """The verdict on the highest linear probe of a single table, and the names of those that have lost."""
+    rivals = [(group, verdict(group)) for group in groups if not group.first.facts.yardstick]
+    ranked = sorted(((g.linear.mean, -g.index, g, v.text) for g, v in rivals if g.linear), reverse=True)
+    if len(shown) != 1 or not ranked:
+        return []
+    mean, _, best, text = ranked[0]
+    if len(ranked) == 1:
+        return [f"{best.label} {text}"]
+    lost = [group.label for group, found in rivals if found.is_loss and group is not best]
+    lines = [f"Highest in the linear probe: {best.label} with {percent(mean)} %. It {text}"]
+    return lines + ([f"Worse than the untrained encoder: {', '.join(lost)}"] if lost else [])
+
+
+def _overview(dataset: Dataset, total: int, groups: Sequence[Group], *, judged: bool) -> str:
     trained = sum(len(group.experiments) for group in groups)
     count = f"{trained}" if trained == total else f"{trained} of {total}"
     noun = "experiment" if total == 1 else "experiments"
     facts = dict(dataset.facts)
     classes = f" in {facts['classes']} classes" if dataset.classes else ""
-    judged = " and judged by linear probe, nearest neighbours and fine-tuning on few labels" if shown else ""
+    how = " and judged by linear probe, nearest neighbours and fine-tuning on few labels" if judged else ""
     source = dataset.source.get("name", "unnamed images")
-    lines = [f"{count} {noun} on {source} ({facts['images']} images{classes}): encoders pretrained{judged}"]
-    rivals = [group for group in groups if not group.first.facts.yardstick]
-    ranked = sorted(((g.linear.mean, -g.index, g) for g in rivals if g.linear), reverse=True)
-    if len(shown) == 1 and len(ranked) > 1:
-        mean, _, best = ranked[0]
-        lines.append(f"Highest in the linear probe: {best.label} with {percent(mean)} %. It {verdict(best).text}")
-    return lines
+    return f"{count} {noun} on {source} ({facts['images']} images{classes}): encoders pretrained{how}"
 
 
 def _caveats(experiment: Experiment, dataset: Dataset) -> list[str]:
     trained_on = experiment.card.get("dataset", dataset.digest)
     if trained_on == dataset.digest:
-        return remarks(experiment)
-    return [*remarks(experiment), f"pretrained on another state of the dataset; run `{experiment.command}` to catch up"]
+        return gaps(experiment)
+    return [*gaps(experiment), f"pretrained on another state of the dataset; run `{experiment.command}` to catch up"]
 
 
 def _preview(experiment: Experiment) -> Preview:

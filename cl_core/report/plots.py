@@ -26,9 +26,13 @@ from cl_core.report.results import Table
 HEADINGS = {
     "loss": "Loss",
     "knn_top1": "Online kNN, top-1 in %",
+    "self_match": "Views that find each other, in %",
+    "rankme": "Rank of the features (RankMe)",
     "feature_std": "Embedding spread",
     "effective_rank": "Embedding rank",
 }
+#: of the online evaluation: the first point, from before training, is drawn as a line across
+ONLINE = ("knn_top1", "self_match", "rankme")
 #: yardstick of `figures`, field of a FractionResult, what the legend calls it.
 _LABEL_YARDSTICKS = (
     ("supervised, same labels", "supervised_same_labels", "supervised, same labels"),
@@ -94,17 +98,21 @@ def curve_plots(groups: Sequence[Group]) -> dict[int, tuple[list[Plot], list[Plo
 
 
 def label_plot(group: Group, limits: tuple[float, float]) -> Plot:
-    """Accuracy against the number of labels, with supervised training and the random-init probe on the same labels."""
+    """Accuracy against the number of labels: frozen, fine-tuned, trained from scratch, and the random-init probe."""
     shares = _shares(group)
+    frozen = [(count, m) for count, (fraction, *_) in shares.items() if (m := group.frozen(fraction))]
     ours = [(count, m) for count, (fraction, *_) in shares.items() if (m := group.finetune(fraction))]
-    lines = [_label_line(group, ours)]
-    legend = [(swatch(group.index), "fine-tuned")]
+    lines = [_label_line(group, ours, hollow=bool(frozen))]
+    legend = [(swatch(group.index, hollow=bool(frozen)), "fine-tuned")]
+    if frozen:
+        lines.append(_label_line(group, frozen))
+        legend.insert(0, (swatch(group.index), "frozen, linear probe"))
     for style, attribute, name in _LABEL_YARDSTICKS:
         known = [(n, m.mean) for n, (f, *_) in shares.items() if (m := group.finetune_yardstick(attribute, f))]
         if known:
             lines.insert(0, Line([x for x, _ in known], [y for _, y in known], yardstick=style))
             legend.append((yardstick_swatch(style, lined=True), name))
-    words = ", ".join(f"{percent(m.mean)} % with {x:,} labels" for x, m in ours)
+    words = _in_words(ours) + (f"; frozen: {_in_words(frozen)}" if frozen else "")
     ticks = {float(count): f"{', '.join(map(share_name, found))}\n{count:,}" for count, found in shares.items()}
     svg = line_panel(
         f"labels-{group.index}",
@@ -114,6 +122,10 @@ def label_plot(group: Group, limits: tuple[float, float]) -> Plot:
         y=Axis("test top-1 in %", limits, percent=True),
     )
     return Plot(group.label, svg, tuple(legend))
+
+
+def _in_words(known: Sequence[tuple[int, Measured]]) -> str:
+    return ", ".join(f"{percent(m.mean)} % with {count:,} labels" for count, m in known)
 
 
 def _shares(group: Group) -> dict[int, list[float]]:
@@ -130,7 +142,8 @@ def label_limits(groups: Iterable[Group]) -> tuple[float, float]:
     values: list[float] = []
     for experiment in (e for group in groups for e in group.experiments):
         for f in experiment.finetune.result.fractions.values() if experiment.finetune.result else []:
-            values += [*f.top1_ci95, f.top1]
+            values += [*f.top1_ci95, f.top1, f.frozen]
+            values += [end for detail in f.details.values() for end in detail.top1_ci95]
             values += [v for v in (f.supervised_same_labels, f.random_init_probe) if v is not None]
     return padded(values)
 
@@ -221,7 +234,7 @@ def _random_init_levels(groups: list[Group]) -> list[Level]:
     return [Level(value, f"random init{text}, best stage") for value, text in zip(values, texts, strict=False)]
 
 
-def _label_line(group: Group, known: list[tuple[int, Measured]]) -> Line:
+def _label_line(group: Group, known: list[tuple[int, Measured]], *, hollow: bool = False) -> Line:
     bounds = [m.interval for _, m in known if m.interval]
     whole = len(bounds) == len(known)
     return Line(
@@ -229,6 +242,7 @@ def _label_line(group: Group, known: list[tuple[int, Measured]]) -> Line:
         [m.mean for _, m in known],
         group.index,
         markers=True,
+        hollow=hollow,
         low=[low for low, _ in bounds] if whole else (),
         high=[high for _, high in bounds] if whole else (),
     )
@@ -251,19 +265,27 @@ def _group_curves(group: Group, knn_limits: tuple[float, float]) -> tuple[list[P
 def _curve(group: Group, column: str, limits: tuple[float, float] | None) -> Plot:
     lines = [_run_line(run, column, group.index) for run in group.experiments if column in run.curves]
     values = [v for line in lines for v in line.y if v is not None]
-    share = column.endswith(("top1", "accuracy")) and all(0 <= v <= 1 for v in values)
+    share = column.endswith(("top1", "accuracy", "self_match")) and all(0 <= v <= 1 for v in values)
     trivial = (group.first.card.get("trivial") or {}).get(column)
     levels = [] if trivial is None else [Level(float(trivial), "constant predictor")]
+    levels += _untrained_level(group, column)
     if column in ("feature_std", "effective_rank"):
         limits = (0.0, 1.08 * max([*values, *(level.value for level in levels)]) or 1.0)
     heading = HEADINGS.get(column, column.replace("_", " "))
     alt = f"{heading} of {group.label}: from {_figure(values[0], share)} to {_figure(values[-1], share)}"
-    alt += "".join(f"; a constant predictor has {_figure(level.value, share)}" for level in levels)
+    alt += "".join(f"; {level.label}: {_figure(level.value, share)}" for level in levels)
     name = f"curve-{group.index}-{list(group.first.curves).index(column)}"
     svg = line_panel(
         name, alt, lines, x=Axis("step", whole=True), y=Axis("", limits, percent=share), levels=levels, small=True
     )
     return Plot(heading, svg)
+
+
+def _untrained_level(group: Group, column: str) -> list[Level]:
+    """The online figure from before the first step, mean over seeds."""
+    begun = [run.curves for run in group.experiments if run.curves.get("step", [None])[:1] == [0.0]]
+    values = [value for curves in begun if (value := curves.get(column, [None])[0]) is not None]
+    return [Level(statistics.fmean(values), "untrained")] if values and column in ONLINE else []
 
 
 def _run_line(run: Experiment, column: str, series: int) -> Line:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from cl_core.ranges import UnitInterval
 
@@ -20,13 +20,31 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
 
-class Accuracy(Record):
-    """Accuracy on the test split as a share in [0, 1], with the 95 % bootstrap interval of top-1."""
+class Top1(Record):
+    """Top-1 accuracy on the test split, a share in [0, 1], with its 95 % bootstrap interval."""
 
     top1: UnitInterval
     top1_ci95: tuple[UnitInterval, UnitInterval]
+
+
+class Accuracy(Top1):
+    """With its mean over the classes, in which every class counts alike."""
+
+    balanced_top1: UnitInterval
+
+
+class SplitAccuracy(Accuracy):
+    """Of `n` images."""
+
     top5: UnitInterval | None = None
     n: PositiveInt
+
+
+class Classes(Record):
+    """How many times as many images the largest class has as the smallest; the test accuracy of a constant answer."""
+
+    imbalance: PositiveFloat
+    constant_top1: UnitInterval
 
 
 class StageProbe(Record):
@@ -37,21 +55,22 @@ class StageProbe(Record):
     test_top1: UnitInterval
 
 
-class Knn(Record):
+class Knn(Accuracy):
     """Weighted nearest neighbours on one stage."""
 
     protocol: str
     stage: str
     k: PositiveInt
     temperature: float
-    top1: UnitInterval
 
 
 class Baseline(Record):
     """A yardstick under the same protocol; `stages` for one that has stages."""
 
     top1: UnitInterval
+    balanced_top1: UnitInterval
     knn_top1: UnitInterval | None = None
+    knn_balanced_top1: UnitInterval | None = None
     stages: dict[str, StageProbe] = {}
 
 
@@ -64,7 +83,8 @@ class LinearResult(Record):
 
     protocol: str
     best_stage: str
-    test: Accuracy
+    test: SplitAccuracy
+    classes: Classes
     stages: dict[str, StageProbe]
     knn: Knn
     knn_best_stage: Knn | None = None
@@ -72,18 +92,19 @@ class LinearResult(Record):
     baselines: dict[str, Baseline] = {}
 
 
-class FractionResult(Record):
-    """Fine-tuning with one share of the labels, and its two yardsticks.
+class FractionResult(Accuracy):
+    """Fine-tuning with one share of the labels, the frozen encoder's probe, and the two yardsticks.
 
-    same_subset_as: the smaller share that selects the same labels, where the dataset is that small.
+    same_subset_as: the smaller share that selects the same labels, where the dataset is that small. details: of
+    "fine_tuned", "frozen" and the yardsticks.
     """
 
     n_labels: PositiveInt
-    top1: UnitInterval
-    top1_ci95: tuple[UnitInterval, UnitInterval]
+    frozen: UnitInterval
     supervised_same_labels: UnitInterval | None = None
     random_init_probe: UnitInterval | None = None
     same_subset_as: float | None = None
+    details: dict[str, Accuracy] = {}
 
 
 class FinetuneResult(Record):
@@ -112,13 +133,6 @@ class Findings(Record):
     findings: list[Finding]
 
 
-class Top1(Record):
-    """Top-1 accuracy on the test split with its 95 % bootstrap interval."""
-
-    top1: UnitInterval
-    top1_ci95: tuple[UnitInterval, UnitInterval]
-
-
 class DistilResult(Record):
     """distil/metrics.json: a student taught on `n_images`, its teacher, and supervised training on its labels."""
 
@@ -129,6 +143,13 @@ class DistilResult(Record):
     student: Top1
     teacher: Top1
     supervised_same_labels: Top1
+
+
+class Remark(Record):
+    """What an observer said of a run while it trained."""
+
+    step: int
+    text: str
 
 
 class Part(Record):

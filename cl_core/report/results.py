@@ -1,31 +1,24 @@
-"""From groups of experiments to what is printed: one table per protocol, yardsticks, verdicts, plain rows.
+"""From groups of experiments to what is printed: one table per protocol, yardsticks, plain rows.
 
-A table never mixes protocol ids. A verdict is clear only where the 95 % intervals say so.
+A table never mixes protocol ids.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cl_core.report.collect import Experiment, collect
 from cl_core.report.distillation import distillations
-from cl_core.report.groups import NONE, Group, Measured, Protocols, group_seeds, percent, points, share_name
+from cl_core.report.groups import NONE, Group, Measured, Protocols, group_seeds, percent, share_name
 from cl_core.report.records import RANDOM_INIT
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Whether pretraining helped: "better", "worse", "undecided" or "unknown", and one sentence."""
-
-    state: str
-    text: str
+from cl_core.report.verdict import verdict
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a results table. group: whose line it is, None for a yardstick."""
+    """A line of a results table. group: whose line it is, None for a yardstick. frozen: on the labels of finetune."""
 
     label: str
     note: str
@@ -33,6 +26,7 @@ class Row:
     linear: Measured | None = None
     knn: Measured | None = None
     finetune: tuple[Measured | None, ...] = ()
+    frozen: tuple[Measured | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -52,6 +46,11 @@ class Table:
     def groups(self) -> list[Group]:
         """The groups of the table."""
         return [row.group for row in self.rows if row.group is not None]
+
+    @property
+    def constant(self) -> float | None:
+        """What a constant answer gets where classes are unbalanced."""
+        return next((group.constant for group in self.groups if group.constant is not None), None)
 
 
 def tables(groups: Sequence[Group]) -> list[Table]:
@@ -83,10 +82,11 @@ def results_table(artifacts: Path, experiments: Sequence[str]) -> list[dict[str,
     absent = [
         Group(len(groups), (experiment,), experiment.name) for experiment in collected if experiment.name not in shown
     ]
-    return [_plain(group, fractions) for group in [*ordered, *absent]]
+    unbalanced = any(group.constant is not None for group in groups)
+    return [_plain(group, fractions, unbalanced=unbalanced) for group in [*ordered, *absent]]
 
 
-def remarks(experiment: Experiment) -> list[str]:
+def gaps(experiment: Experiment) -> list[str]:
     """What an experiment lacks and why, one sentence each; [] for a complete one."""
     lines = [f"{stage} skipped: {reason}" for stage, reason in experiment.skipped.items()]
     absent = experiment.linear.result.classes_without_training_images if experiment.linear.result else {}
@@ -99,7 +99,7 @@ def remarks(experiment: Experiment) -> list[str]:
     return lines
 
 
-def _plain(group: Group, fractions: Sequence[float]) -> dict[str, str]:
+def _plain(group: Group, fractions: Sequence[float], *, unbalanced: bool) -> dict[str, str]:
     cells = {
         "experiment": f"{group.label}, {group.seeds}" if group.seeds else group.label,
         "method": group.method,
@@ -108,8 +108,12 @@ def _plain(group: Group, fractions: Sequence[float]) -> dict[str, str]:
         "best stage": group.best_stage,
         "kNN top-1 %": _text(group.knn),
     }
-    cells |= {f"fine-tune {share_name(f)}": _text(group.finetune(f)) for f in fractions}
-    notes = [line for experiment in group.experiments for line in remarks(experiment)]
+    if unbalanced:
+        cells |= {"linear balanced %": _balanced(group.linear), "kNN balanced %": _balanced(group.knn)}
+    for fraction in fractions:
+        cells[f"frozen {share_name(fraction)}"] = _text(group.frozen(fraction))
+        cells[f"fine-tune {share_name(fraction)}"] = _text(group.finetune(fraction))
+    notes = [line for experiment in group.experiments for line in gaps(experiment)]
     judged = verdict(group)
     sentences = [*notes] if judged.state == "unknown" else [judged.text, *notes]
     sentences += [distilled.text for distilled in distillations([group])]
@@ -120,6 +124,10 @@ def _plain(group: Group, fractions: Sequence[float]) -> dict[str, str]:
 
 def _text(measured: Measured | None) -> str:
     return NONE if measured is None else str(measured)
+
+
+def _balanced(measured: Measured | None) -> str:
+    return NONE if measured is None or measured.balanced is None else percent(measured.balanced)
 
 
 def _compatible(one: Protocols, other: Protocols) -> bool:
@@ -143,8 +151,9 @@ def _table(protocols: Protocols, groups: list[Group]) -> Table:
 
 
 def _row(group: Group, note: str, fractions: list[float]) -> Row:
-    figures = tuple(group.finetune(fraction) for fraction in fractions)
-    return Row(group.label, note, group, group.linear, group.knn, figures)
+    tuned = tuple(group.finetune(fraction) for fraction in fractions)
+    frozen = tuple(group.frozen(fraction) for fraction in fractions)
+    return Row(group.label, note, group, group.linear, group.knn, tuned, frozen)
 
 
 def _labels(groups: list[Group], fraction: float) -> str:
@@ -191,54 +200,3 @@ def _other_baselines(group: Group, fractions: list[float]) -> list[Row]:
         Row(name.replace("_", " "), "", None, group.baseline(name), group.baseline(name, "knn_top1"), empty)
         for name in names
     ]
-
-
-def verdict(group: Group) -> Verdict:
-    """Whether the group beats random init, clear only where every run's 95 % interval lies on one side of it."""
-    yardstick, linear = group.baseline(RANDOM_INIT), group.linear
-    if linear is None or yardstick is None:
-        return Verdict("unknown", "not evaluated against random init")
-    state = _state(group)
-    text = _SENTENCES[state](linear.mean - yardstick.mean, _knn_gain(group))
-    pixels = group.baseline("raw_pixels")
-    if pixels is not None and pixels.mean > linear.mean:
-        text += f"; raw pixels do {percent(pixels.mean - linear.mean)} points better"
-    return Verdict(state, text)
-
-
-def _state(group: Group) -> str:
-    """Clear only where the 95 % interval of every run lies on the same side of its random init."""
-    results = [e.linear.result for e in group.experiments if e.linear.result]
-    pairs = [(r.test.top1_ci95, r.baselines[RANDOM_INIT].top1) for r in results if RANDOM_INIT in r.baselines]
-    if all(interval[0] > baseline for interval, baseline in pairs):
-        return "better"
-    return "worse" if all(interval[1] < baseline for interval, baseline in pairs) else "undecided"
-
-
-def _knn_gain(group: Group) -> float | None:
-    knn, yardstick = group.knn, group.baseline(RANDOM_INIT, "knn_top1")
-    return None if knn is None or yardstick is None else knn.mean - yardstick.mean
-
-
-def _beats(linear: float, knn: float | None) -> str:
-    text = f"beats random init by {percent(linear)} points (linear)"
-    if knn is None:
-        return text
-    return f"{text}, {percent(knn)} (kNN)" if knn >= 0 else f"{text}, but falls {percent(-knn)} short (kNN)"
-
-
-def _falls_short(linear: float, knn: float | None) -> str:
-    text = f"falls {percent(-linear)} points short of random init (linear)"
-    return text if knn is None else f"{text}, {points(knn)} (kNN)"
-
-
-def _not_told_apart(linear: float, knn: float | None) -> str:
-    text = f"is not told apart from random init by its 95 % interval: {points(linear)} points (linear)"
-    return text if knn is None else f"{text}, {points(knn)} (kNN)"
-
-
-_SENTENCES: dict[str, Callable[[float, float | None], str]] = {
-    "better": _beats,
-    "worse": _falls_short,
-    "undecided": _not_told_apart,
-}

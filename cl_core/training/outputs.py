@@ -30,12 +30,17 @@ PANEL_IMAGES = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What a run tells of itself: facts, images seen (again in each epoch), `Views.areas`, logged rows, times."""
+    """What a run tells of itself: facts, images seen (again in each epoch), `Views.areas`, logged rows, times.
+
+    untrained: online figures from before the first step. remarks: {"step", "text"} of what observers said.
+    """
 
     training: Mapping[str, Any]
     images_seen: int
     areas: Sequence[float]
     rows: Sequence[Mapping[str, float]]
+    untrained: Mapping[str, float]
+    remarks: Sequence[Mapping[str, Any]]
     timing: Mapping[str, float]
 
 
@@ -49,11 +54,16 @@ def write_results(
     validation: Split | None,
     seed: int,
     device: torch.device,
-) -> dict[str, float | None]:
-    """Everything that other stages and the report read; returns the figures of metrics.json, the last logged row."""
-    metrics = finite(result.rows[-1]) if result.rows else {}
+) -> dict[str, Any]:
+    """Everything that other stages and the report read; returns the figures of metrics.json.
+
+    Those are the last logged row and, as "untrained", the online figures from before the first step.
+    """
+    metrics: dict[str, Any] = finite(result.rows[-1]) if result.rows else {}
+    metrics |= {"untrained": finite(result.untrained)} if result.untrained else {}
     sample = to_float(split.images(torch.arange(min(2, len(split)))).to(device))
-    facts = {**card, "training": {**result.training, "final": metrics}, **leaderboard_facts(method, result)}
+    training = {**result.training, "final": metrics, "remarks": list(result.remarks)}
+    facts = {**card, "training": training, **leaderboard_facts(method, result)}
     write_weights(method.representation(), out / "encoder.safetensors")
     write_weights(method, out / "method.safetensors")
     write_card(method, sample, out / "encoder.json", facts)

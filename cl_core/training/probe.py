@@ -1,25 +1,60 @@
-"""Online kNN: how good the representation is while it is being trained, on a small fixed subset.
+"""The online evaluation: how good the representation is while it is being trained, on small fixed subsets.
 
-A trend for the curves, not a result: results come from `cl_core.evaluation`, on all images and the test split. It
-leaves the training state alone: batch-norm buffers and modes are as before.
+kNN where there are labels, label-free health where there are none. A trend for the curves, not a result: results come
+from `cl_core.evaluation`, on all images and the test split. It leaves the training state alone: batch-norm buffers and
+modes are as before.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from cl_core.data.store import Split, to_float
+from cl_core.measures.health import health_figures
 from cl_core.measures.knn import effective_k, knn_predict
 from cl_core.types import Method, Representation, global_average
 
 BANK, QUERIES = 2000, 1000  # images at most
 NEIGHBOURS, TEMPERATURE = 200, 0.1  # of protocol knn/instdisc-v1
+CROP = 3 / 4  # of the side: two of them, in opposite corners, share a quarter of the image
+_FEWEST_HELD_OUT = 100  # images below which health is judged on training images: among few any view finds its sibling
 _BATCH = 250
+_NOTHING = np.zeros(0, dtype=np.int64)
+
+
+class OnlineEvaluation(Protocol):
+    """What the trainer evaluates now and then. queries: on how many images; its first figure is the share of them."""
+
+    queries: int
+
+    def __call__(self, method: Method) -> dict[str, float]:
+        """Figures by the names they are logged under, the share in [0, 1] first; the method is left as it was."""
+
+
+def online_evaluation(
+    split: Split, validation: Split | None, device: torch.device, report: Callable[[str], None]
+) -> OnlineEvaluation:
+    """kNN of labelled validation images among labelled training images, or, saying so, health where one is lacking."""
+    bank = _labelled(split, BANK)
+    queries = split.select(_NOTHING) if validation is None else _labelled(validation, QUERIES)
+    if len(bank) and len(queries):
+        return OnlineKnn(bank, queries, device)
+    lacking = "validation" if len(bank) else "training"
+    held_out = validation is not None and len(validation) >= _FEWEST_HELD_OUT
+    name = "validation" if held_out else "training"
+    health = OnlineHealth((validation if validation is not None and held_out else split).by_hash(QUERIES), device)
+    report(
+        f"no labelled {lacking} images: instead of kNN, self_match and rankme of {health.queries:,} {name} images show "
+        f"how the features fare"
+    )
+    return health
 
 
 class OnlineKnn:
@@ -31,34 +66,41 @@ class OnlineKnn:
         self._labels = torch.from_numpy(bank.labels).to(device)
         self._answers = torch.from_numpy(queries.labels).to(device)
         self._classes = int(max(bank.labels.max(), queries.labels.max())) + 1
-
-    @classmethod
-    def of(
-        cls, split: Split, validation: Split | None, device: torch.device, report: Callable[[str], None]
-    ) -> OnlineKnn | None:
-        """The evaluation on fixed subsets of these splits, or None, saying why, where labels are missing."""
-        bank = _labelled(split, BANK)
-        queries = None if validation is None else _labelled(validation, QUERIES)
-        if len(bank) == 0 or queries is None or len(queries) == 0:
-            lacking = "training" if len(bank) == 0 else "validation"
-            report(f"online kNN is off: there are no labelled {lacking} images")
-            return None
-        return cls(bank, queries, device)
+        self.queries = len(queries)
 
     @torch.no_grad()
-    def __call__(self, method: Method) -> float:
-        """Share of the queries that are classified rightly, in [0, 1], by the average of the last stage's features."""
+    def __call__(self, method: Method) -> dict[str, float]:
+        """knn_top1: share of the queries that are classified rightly, by the average of the last stage's features."""
         representation = method.representation()
         with evaluating(representation):
-            bank, queries = (self._features(representation, split) for split in (self._bank, self._queries))
+            bank, queries = (_features(representation, split, self._device) for split in (self._bank, self._queries))
         k = effective_k(NEIGHBOURS, len(bank))
         scores = knn_predict(queries, bank, self._labels, self._classes, k=k, temperature=TEMPERATURE)
-        return float((scores.argmax(dim=1) == self._answers).double().mean())
+        return {"knn_top1": float((scores.argmax(dim=1) == self._answers).double().mean())}
 
-    def _features(self, representation: Representation, split: Split) -> Tensor:
-        rows = torch.arange(len(split)).split(_BATCH)
-        images = (to_float(split.images(part).to(self._device)) for part in rows)
-        return torch.cat([global_average(list(representation(batch).values())[-1]).float() for batch in images])
+
+class OnlineHealth:
+    """Whether two fixed crops of an image find each other, and the rank of the features; see `measures.health`."""
+
+    def __init__(self, split: Split, device: torch.device) -> None:
+        self._split, self._device = split, device
+        self.queries = len(split)
+
+    @torch.no_grad()
+    def __call__(self, method: Method) -> dict[str, float]:
+        """self_match and rankme, by the average of the last stage's features."""
+        representation = method.representation()
+        with evaluating(representation):
+            first, second = (_features(representation, self._split, self._device, corner) for corner in (0, 1))
+        return health_figures(first, second)
+
+
+def corner_crop(images: Tensor, corner: int) -> Tensor:
+    """The upper left (0) or lower right (1) CROP of the sides of images (N, C, S, S), resized to S x S, bilinear."""
+    size = images.shape[-1]
+    side = max(1, round(CROP * size))
+    crop = images[..., :side, :side] if corner == 0 else images[..., size - side :, size - side :]
+    return interpolate(crop, size=(size, size), mode="bilinear", align_corners=False)
 
 
 @contextmanager
@@ -71,6 +113,16 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part, mode in modes:
             part.training = mode
+
+
+def _features(representation: Representation, split: Split, device: torch.device, corner: int | None = None) -> Tensor:
+    """(N, D) of all images of a split, whole or of one of their corner crops."""
+    parts = []
+    for rows in torch.arange(len(split)).split(_BATCH):
+        images = to_float(split.images(rows).to(device))
+        stages = representation(images if corner is None else corner_crop(images, corner))
+        parts.append(global_average(list(stages.values())[-1]).float())
+    return torch.cat(parts)
 
 
 def _labelled(split: Split, count: int) -> Split:

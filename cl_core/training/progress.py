@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -59,9 +59,15 @@ class Throughput:
         }
 
 
+def online_figure(metrics: Mapping[str, float]) -> str:
+    """The online evaluation's main figure: "knn 0.710", "self-match 0.710", or "" where there is none."""
+    names = {"knn_top1": "knn", "self_match": "self-match"}
+    return next((f"{short} {metrics[name]:.3f}" for name, short in names.items() if name in metrics), "")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """Where a run stands; `line()` is what a person reads."""
+    """Where a run stands; `line()` is what a person reads. untrained: online figures from before the first step."""
 
     step: int
     total_steps: int
@@ -70,6 +76,7 @@ class Status:
     images_per_second: float
     data_wait_share: float
     seconds_left: float
+    untrained: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def ends_epoch(self) -> bool:
@@ -77,11 +84,12 @@ class Status:
         return self.step % self.steps_per_epoch == 0
 
     def line(self) -> str:
-        """For example: epoch 3/20  step 120/800  loss 4.1234  knn 0.710  812 images/s  data wait 2 %  2 min left."""
+        """epoch 3/20  step 120/800  loss 4.12  knn 0.710 (untrained 0.270)  812 images/s  data wait 2 %  2 min left."""
         epoch = (self.step - 1) // self.steps_per_epoch + 1
         parts = [f"epoch {epoch}/{self.total_steps // self.steps_per_epoch}", f"step {self.step}/{self.total_steps}"]
         parts += [f"loss {self.metrics['loss']:.4f}"] if "loss" in self.metrics else []
-        parts += [f"knn {self.metrics['knn_top1']:.3f}"] if "knn_top1" in self.metrics else []
+        now, before = online_figure(self.metrics), online_figure(self.untrained)
+        parts += [f"{now} (untrained {before.split()[-1]})" if before else now] if now else []
         parts += [f"{self.images_per_second:.0f} images/s", f"data wait {100 * self.data_wait_share:.0f} %"]
         return "  ".join([*parts, f"{duration(self.seconds_left)} left"])
 

@@ -14,7 +14,7 @@ from cl_core.training.progress import Progress, Status, console_progress
 from cl_core.types import RunInfo, RunSummary
 
 FIRST_COLUMNS = ("step", "epoch", "loss", "lr")
-LAST_COLUMNS = ("knn_top1", "feature_std", "effective_rank", "mean_cosine")
+LAST_COLUMNS = ("knn_top1", "self_match", "rankme", "feature_std", "effective_rank", "mean_cosine")
 
 
 def curves_csv(rows: Sequence[Mapping[str, float]]) -> str:
@@ -40,7 +40,7 @@ class Tracker(Protocol):
         """A run starts or continues."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """A step was logged. After a resume, steps since the last checkpoint come again."""
+        """A step was logged, 0 before the first update. After a resume, steps since the last checkpoint come again."""
 
     def end(self, summary: RunSummary) -> None:
         """The run ended; called once for every start."""
@@ -76,14 +76,15 @@ class Observers:
         finally:
             self._end(RunSummary(status=status, step=self._step, metrics=self._metrics))
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Tell all the figures of a step. An error of a hook goes through: that is how it stops the run."""
+    def log(self, step: int, metrics: Mapping[str, float]) -> list[str]:
+        """Tell all the figures of a step, and return what hooks remark, line by line. An error of a hook goes through:
+        that is how it stops the run."""
         self._step, self._metrics = step, dict(metrics)
         for tracker in [tracker for tracker in self._started if tracker not in self._failed]:
             with self._guarded(tracker):
                 tracker.log(step, dict(metrics))
-        if self.hooks is not None:
-            self.hooks.on_log(step=step, metrics=dict(metrics))
+        texts = [] if self.hooks is None else self.hooks.on_log(step=step, metrics=dict(metrics))
+        return [line for text in texts for line in text.splitlines()]
 
     def show(self, status: Status) -> None:
         """Tell the console where the run stands; called at every step."""

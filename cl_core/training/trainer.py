@@ -2,7 +2,7 @@
 
 batch -> views -> forward -> backward -> step -> after_update -> log -> save. Views and order are functions of (seed,
 step), so a run that was killed continues from its newest checkpoint to the very bytes of an uninterrupted one. Knows no
-method, and evaluates nothing but the online kNN of its curves.
+method, and evaluates nothing but the online figures of its curves, those of the untrained encoder first.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from cl_core.training.checkpoint import Checkpoints
 from cl_core.training.optim import Schedule
 from cl_core.training.outputs import Result, write_results
 from cl_core.training.precision import Choice, choices, decide, decide_compiled, decision_key, emulates_bf16
-from cl_core.training.probe import OnlineKnn
+from cl_core.training.probe import OnlineEvaluation, online_evaluation
 from cl_core.training.processes import Devices, anywhere, is_main, means, on_main
-from cl_core.training.progress import PlainProgress, Status, Throughput
+from cl_core.training.progress import PlainProgress, Status, Throughput, online_figure
 from cl_core.training.shards import load_whole, whole
-from cl_core.training.tracking import Observers
+from cl_core.training.tracking import FIRST_COLUMNS, Observers
 from cl_core.training.update import Updater, deterministic
 from cl_core.types import Method, RunInfo, StepOutput, Views
 
@@ -70,10 +70,19 @@ class Run:
         peak = self.optimizer.peak_lr(self.train.batch_size)
         return Schedule.of(self.schedule, peak, self.steps_per_epoch, self.method.lr_restarts)
 
-    def info(self, directory: Path, card: Mapping[str, Any]) -> RunInfo:
-        """What observers are told of the run. directory: of its checkpoints."""
-        steps = self.rates.total_steps if self.method.trains else 0
-        return RunInfo(experiment=str(card.get("experiment", "")), directory=directory, total_steps=steps, config=card)
+    def info(
+        self, directory: Path, card: Mapping[str, Any], online: OnlineEvaluation | None, state: Mapping[str, Any] | None
+    ) -> RunInfo:
+        """What observers are told of the run. directory: of its checkpoints. state: of the checkpoint to go on from."""
+        return RunInfo(
+            experiment=str(card.get("experiment", "")),
+            directory=directory,
+            total_steps=self.rates.total_steps if self.method.trains else 0,
+            config=card,
+            queries=online.queries if online else 0,
+            on_no_gain=self.train.on_no_gain,
+            logged=state["rows"] if state else (),
+        )
 
     def loader(self, start: int, stop: int) -> Loader:
         """This process's share of the batches of these steps. Raises DataError where the split cannot fill a batch.
@@ -126,20 +135,25 @@ class Run:
 class Trainer:
     """The loop, the figures it logs, and the state from which it continues."""
 
-    def __init__(self, run: Run, choice: Choice, checkpoints: Checkpoints, knn: OnlineKnn | None = None) -> None:
-        """knn: evaluated every `train.knn_every` epochs and at the end."""
-        self.run, self.choice, self.checkpoints, self.knn = run, choice, checkpoints, knn
+    def __init__(
+        self, run: Run, choice: Choice, checkpoints: Checkpoints, online: OnlineEvaluation | None = None
+    ) -> None:
+        """online: evaluated before the first step, every `train.knn_every` epochs, half way and at the end."""
+        self.run, self.choice, self.checkpoints, self.online = run, choice, checkpoints, online
         self._copy = copy.deepcopy(run.method) if run.devices.shards and is_main() else None
         self.update = run.updater(choice)
         self.rates = run.rates
         self.step, self.total_steps = 0, run.rates.total_steps
         self.rows: list[dict[str, float]] = []
+        self.remarks: list[dict[str, Any]] = []
         self.latest: dict[str, float] = {}
         self.throughput = Throughput()
 
     def fit(self, observers: Observers, stop: Callable[[], bool]) -> None:
         """Train to the last step. `stop` is asked after every step; true, in any process, means save and raise
         Interrupted."""
+        if self.step == 0 and self.online is not None:
+            self.log_untrained(observers)
         loader = self.run.loader(self.step, self.total_steps)
         for batch in loader:
             output = self.update(self.run.views(batch), self.step)
@@ -168,9 +182,22 @@ class Trainer:
 
     @property
     def is_evaluated(self) -> bool:
-        """Whether the online kNN is due after the step just made."""
+        """Whether the online evaluation is due after the step just made."""
         every = self.run.train.knn_every * self.run.steps_per_epoch
-        return self.knn is not None and every > 0 and (self.is_last or self.step % every == 0)
+        half_way = self.step == self.total_steps // 2
+        return self.online is not None and (self.is_last or half_way or self.step % every == 0)
+
+    @property
+    def untrained(self) -> dict[str, float]:
+        """The online figures from before the first step, {} where there are none."""
+        first = self.rows[0] if self.rows else {"step": 1}
+        return {} if first["step"] else {name: value for name, value in first.items() if name not in FIRST_COLUMNS}
+
+    def log_untrained(self, observers: Observers) -> None:
+        """The online figures before the first step: the first row of the curves, which has no loss."""
+        method = self.whole_method()
+        on_main(lambda: self._tell({"epoch": 0.0}, None, method, observers))
+        observers.say(f"untrained: {online_figure(self.latest)}")
 
     def log(self, output: StepOutput, observers: Observers) -> None:
         """Keep the figures of the step just made, of all processes, and tell the observers."""
@@ -198,11 +225,13 @@ class Trainer:
         """Add what one process can measure for all."""
         if embedding is not None:
             figures |= collapse_figures(embedding)
-        if self.knn is not None and method is not None:
-            figures["knn_top1"] = self.knn(method)
+        if self.online is not None and method is not None:
+            figures |= self.online(method)
         self.rows.append({"step": self.step, **figures})
         self.latest.update(figures)
-        observers.log(self.step, figures)
+        for text in observers.log(self.step, figures):
+            observers.say(f"at step {self.step:,} of {self.total_steps:,}: {text}")
+            self.remarks.append({"step": self.step, "text": text})
 
     def status(self) -> Status:
         """Where the run stands."""
@@ -212,6 +241,7 @@ class Trainer:
             total_steps=self.total_steps,
             steps_per_epoch=self.run.steps_per_epoch,
             metrics=self.latest,
+            untrained=self.untrained,
             images_per_second=speed,
             data_wait_share=self.throughput.data_wait_share,
             seconds_left=(self.total_steps - self.step) * self.run.train.batch_size / speed,
@@ -225,6 +255,7 @@ class Trainer:
             "optimizer": whole(self.update.optimizer.state_dict()),
             "choice": asdict(self.choice),
             "rows": self.rows,
+            "remarks": self.remarks,
             "throughput": self.throughput.state_dict(),
         }
         on_main(lambda: self.checkpoints.save(self.step, state))
@@ -238,7 +269,7 @@ class Trainer:
                 f"the checkpoint in {self.checkpoints.directory} does not fit the model; delete that folder to start "
                 f"afresh ({' '.join(str(error).split())})"
             ) from error
-        self.step, self.rows = state["step"], list(state["rows"])
+        self.step, self.rows, self.remarks = state["step"], list(state["rows"]), list(state["remarks"])
         self.latest = {name: value for row in self.rows for name, value in row.items()}
         self.throughput.load_state_dict(state["throughput"])
 
@@ -289,9 +320,12 @@ def pretrain(
     saved = Checkpoints(checkpoints, report=observers.say)
     if not is_main():
         observers = Observers(progress=PlainProgress(lambda text: None))
-    with observers.run(run.info(checkpoints, card)), deterministic():
+    evaluates = method.trains and train.knn_every > 0
+    online = online_evaluation(run.split, validation, device, observers.say) if evaluates else None
+    state = on_main(saved.load_newest) if method.trains else None
+    with observers.run(run.info(checkpoints, card, online, state)), deterministic():
         if method.trains:
-            trainer = begin(run, saved, decisions, validation, observers.say)
+            trainer = begin(run, saved, state=state, online=online, decisions=decisions, say=observers.say)
             trainer.fit(observers, stop)
             result, trained = outcome(trainer), trainer.whole_method()
         else:
@@ -315,14 +349,18 @@ def require_labels(method: Method, split: Split) -> None:
 
 
 def begin(
-    run: Run, checkpoints: Checkpoints, decisions: Path, validation: Split | None, say: Callable[[str], None]
+    run: Run,
+    checkpoints: Checkpoints,
+    *,
+    state: Mapping[str, Any] | None,
+    online: OnlineEvaluation | None,
+    decisions: Path,
+    say: Callable[[str], None],
 ) -> Trainer:
-    """A trainer at its newest checkpoint, or prepared for step 0. The checkpoint's choice of precision holds."""
+    """A trainer at the state of a checkpoint, whose choice of precision holds, or, without, prepared for step 0."""
     run.method.to(run.device)
-    knn = OnlineKnn.of(run.split, validation, run.device, say) if run.train.knn_every else None
-    state = on_main(checkpoints.load_newest)
     if state is not None:
-        trainer = Trainer(run, Choice(**state["choice"]), checkpoints, knn)
+        trainer = Trainer(run, Choice(**state["choice"]), checkpoints, online)
         trainer.load(state)
         say(f"continuing after step {trainer.step} of {trainer.total_steps} ({trainer.choice}, as before)")
         return trainer
@@ -330,7 +368,7 @@ def begin(
     prepare(run)
     first = next(iter(loader))
     choice = on_main(lambda: choose(run, first, decisions, say))
-    trainer = Trainer(run, choice, checkpoints, knn)
+    trainer = Trainer(run, choice, checkpoints, online)
     length = f"{trainer.total_steps} steps on {torch.get_num_threads()} threads"
     say(f"training for {length}, peak learning rate {run.rates.peak_lr:.6g}, {trainer.choice}")
     return trainer
@@ -347,7 +385,9 @@ def prepare(run: Run) -> None:
 
 def untrained() -> Result:
     """What a method that does not train has to tell."""
-    return Result(training={"steps": 0}, images_seen=0, areas=[], rows=[], timing=Throughput().report())
+    return Result(
+        training={"steps": 0}, images_seen=0, areas=[], rows=[], untrained={}, remarks=[], timing=Throughput().report()
+    )
 
 
 def outcome(trainer: Trainer) -> Result:
@@ -359,6 +399,8 @@ def outcome(trainer: Trainer) -> Result:
         images_seen=trainer.step * trainer.run.train.batch_size,
         areas=trainer.run.areas(),
         rows=trainer.rows,
+        untrained=trainer.untrained,
+        remarks=trainer.remarks,
         timing={**trainer.throughput.report(), "threads": torch.get_num_threads()},
     )
 

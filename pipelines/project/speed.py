@@ -79,16 +79,16 @@ class Duration:
     total: float
 
 
-def online_knn_seconds(images: Images, speed: Speed) -> float:
-    """Of one evaluation; 0 without labels."""
-    seen = min(images.train, ONLINE_BANK) + min(images.validation, ONLINE_QUERIES)
-    return seen / speed.encoding if images.classes > 1 else 0.0
+def online_seconds(images: Images, speed: Speed) -> float:
+    """Of one online evaluation: kNN, or without labels two crops of images."""
+    queries = min(images.validation, ONLINE_QUERIES)
+    return (min(images.train, ONLINE_BANK) + queries if images.classes else 2 * queries) / speed.encoding
 
 
 def duration(images: Images, start: Start, speed: Speed) -> Duration:
     """What a run with these settings takes."""
     evaluations = start.epochs // start.knn_every + 2  # the first before training, the last at its end
-    pretraining = start.images_seen / speed.training + evaluations * online_knn_seconds(images, speed)
+    pretraining = start.images_seen / speed.training + evaluations * online_seconds(images, speed)
     everything = images.train + images.validation + images.test
     total = sum(STARTS.values()) + images.count / speed.reading + pretraining + everything / speed.encoding
     if images.classes > 1:
@@ -107,7 +107,7 @@ def _linear(images: Images, speed: Speed) -> float:
 
 
 def _finetune(images: Images, start: Start, speed: Speed) -> float:
-    """Pretrained and from scratch, for every share of the labels and every rate; then probes of the untrained one."""
+    """Pretrained and from scratch, for every share of the labels and every rate; then probes of both encoders."""
     seconds = 0.0
     for fraction in start.finetune["fractions"]:
         labels = max(images.classes, round(fraction * images.train))
@@ -116,5 +116,5 @@ def _finetune(images: Images, start: Start, speed: Speed) -> float:
         steps = min(max(epochs * (labels // batch), MIN_STEPS), start.finetune["max_steps"])
         one = steps * batch / speed.tuning + images.validation / speed.encoding
         seconds += 2 * len(start.finetune["lr"]) * one + images.test / speed.encoding
-        seconds += speed.stages * PENALTIES * _probe(labels, speed)
+        seconds += 2 * speed.stages * PENALTIES * _probe(labels, speed)
     return seconds

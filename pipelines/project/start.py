@@ -17,7 +17,7 @@ from pipelines.project.look import Images
 from pipelines.project.machine import Machine
 from pipelines.project.measured import Row, Spec
 from pipelines.project.questions import Answers
-from pipelines.project.speed import Speed, online_knn_seconds
+from pipelines.project.speed import Speed, online_seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +115,7 @@ def _batch(row: Row, train: int, passes: Callable[[int], tuple[int, int]]) -> in
 def _passes(batch: int, *, images: Images, seconds: float, speed: Speed) -> tuple[int, int]:
     """Steps per epoch and the epochs that fit into the seconds, which `duration` counts the same way."""
     steps = max(1, images.train // batch)
-    epoch, evaluation = steps * batch / speed.training, online_knn_seconds(images, speed)
+    epoch, evaluation = steps * batch / speed.training, online_seconds(images, speed)
     seconds -= 2 * evaluation  # the first and the last
     affordable = seconds / (epoch + evaluation)
     if affordable > measured.EVALUATIONS:  # then not every epoch is evaluated

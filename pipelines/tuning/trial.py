@@ -21,7 +21,7 @@ from cl_core.errors import CollapseError
 from cl_core.project import Experiment, Project, merge
 from cl_core.provenance import Sources
 from cl_core.resolve import stage_input
-from cl_core.training.probe import QUERIES
+from cl_core.training.probe import online_evaluation
 from cl_core.training.progress import Progress
 from cl_core.training.tracking import Observers
 from cl_core.training.trainer import pretrain
@@ -32,7 +32,6 @@ from pipelines.tuning.space import Edit, Space
 FIGURES = {
     "knn_top1": "validation kNN",
     "self_match": "self-match",
-    "effective_rank": "effective rank",
 }
 
 
@@ -55,8 +54,8 @@ class Result:
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """What trials learn from. digest: of the store. images: of an epoch of the experiment. queries: labelled validation
-    images that kNN is judged on."""
+    """What trials learn from. digest: of the store. images: of an epoch of the experiment. queries: images that the
+    online evaluation judges by."""
 
     digest: str
     images: int
@@ -67,9 +66,9 @@ class Data:
         """folder: for what the trials write."""
         resolved = stage_input(project, start, "pretrain", Sources())
         stage = TrialStage(project.root, start.name, resolved, folder, lambda: False)
-        labelled = int((stage.split("validation").labels >= 0).sum())
-        images = len(stage.pretraining_split())
-        return cls(digest=stage.store.digest, images=images, queries=min(QUERIES, labelled))
+        train, validation = stage.pretraining_split(), stage.split("validation")
+        online = online_evaluation(train, validation, torch.device("cpu"), lambda line: None)
+        return cls(digest=stage.store.digest, images=len(train), queries=online.queries)
 
 
 class Trials:
@@ -130,7 +129,7 @@ class Trials:
 
     def _judged(self, figures: Mapping[str, float | None], out: Path) -> dict[str, Any]:
         figure, score = judge(figures)
-        variance = score * (1 - score) / self._data.queries if score is not None and figure == "knn_top1" else 0.0
+        variance = 0.0 if score is None else score * (1 - score) / self._data.queries
         return {
             "figure": figure,
             "score": score,
@@ -150,7 +149,7 @@ class Trials:
         warmup = epochs * start.schedule.warmup_epochs / start.schedule.epochs
         short = {
             "schedule": {"epochs": epochs, "warmup_epochs": warmup},
-            "train": {"knn_every": epochs, "trackers": []},
+            "train": {"knn_every": epochs, "trackers": [], "on_no_gain": "warn"},
         }
         experiment = self._space.experiment(merge(edit, short))
         resolved = stage_input(self._space.project, experiment, "pretrain", self._sources)

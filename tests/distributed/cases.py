@@ -180,6 +180,7 @@ class Alarm(Listener):
         self.log(step, metrics)
         if len(self.calls) == 3:
             raise CollapseError("enough")
+        return []  # as pluggy does, a list of what hooks remark
 
 
 def fit(path, folder, *, stops=None, alarm=False, strategy="auto", **options):

@@ -167,9 +167,17 @@ def test_the_curve_has_the_shape_that_the_report_reads_and_separable_colours_are
     whole = result["fractions"]["1.0"]
     low, high = whole["top1_ci95"]
     assert low <= whole["top1"] <= high
-    assert whole["top1"] == whole["random_init_probe"] == 1.0
+    assert whole["top1"] == whole["balanced_top1"] == whole["random_init_probe"] == 1.0
     assert whole["supervised_same_labels"] > 0.5
     assert whole["details"]["fine_tuned"]["lr"] in SETTINGS.lr
+
+
+def test_frozen_is_the_probe_of_the_pretrained_network_by_the_rule_of_the_random_one(store, tmp_path):
+    fractions = run(store, tmp_path / "a", build=build, build_random=lambda: build(1))["fractions"]
+    swapped = run(store, tmp_path / "b", build=lambda: build(1), build_random=build)["fractions"]
+    for fraction, result in fractions.items():
+        assert result["details"]["frozen"] == swapped[fraction]["details"]["random_init_probe"]
+        assert result["frozen"] == swapped[fraction]["random_init_probe"] == result["details"]["frozen"]["top1"]
 
 
 def store_labels(store):
@@ -257,12 +265,12 @@ def test_each_competitor_reads_every_labelled_test_image_once_and_no_other(store
     counting = Counting("test", split._shards, image_size=8, channels=3)
     counting.reads = Counter()
     watched = {"split": lambda name: counting if name == "test" else store.split(name)}
-    run(store, tmp_path, **watched)  # fine-tuned, supervised, and the probe, which reads unlabelled images too
+    run(store, tmp_path, **watched)  # fine-tuned, supervised, and two probes, which read unlabelled images too
     labelled = set(np.flatnonzero(split.labels >= 0).tolist())
-    assert {counting.reads[row] for row in labelled} == {3}
+    assert {counting.reads[row] for row in labelled} == {4}
     counting.reads.clear()
     run(store, tmp_path, **watched)  # yardsticks are known by now
-    assert counting.reads == dict.fromkeys(labelled, 1)
+    assert {counting.reads[row] for row in labelled} == {2}
 
 
 def test_training_moves_batch_norm_and_leaves_the_callers_model_classes_alone(store, tmp_path):
@@ -274,8 +282,10 @@ def test_training_moves_batch_norm_and_leaves_the_callers_model_classes_alone(st
 
     run(store, tmp_path, build=keep)
     fresh = build().state_dict()
-    assert len(models) == 4  # two different subsets, two learning rates
-    for model in models:
+    frozen, *tuned = models
+    assert len(tuned) == 4  # two different subsets, two learning rates
+    assert all(torch.equal(tensor, fresh[name]) for name, tensor in frozen.state_dict().items())
+    for model in tuned:
         trained = model.state_dict()
         assert not torch.equal(
             trained["representation.encoder.norm.running_mean"], fresh["representation.encoder.norm.running_mean"]

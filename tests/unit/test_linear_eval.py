@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score
 from sklearn.preprocessing import StandardScaler
 
 from cl_core.config import KnnConfig, LinearConfig
@@ -92,12 +93,16 @@ def test_the_result_has_the_shape_that_the_report_reads(splits):
     result = evaluate(splits, baselines=lambda: {"raw_pixels": {"top1": 0.5}})
     metrics = json.loads(json.dumps(result.metrics))
     assert list(metrics)[:5] == ["protocol", "best_stage", "last_stage", "test", "stages"]
+    assert metrics["classes"].keys() == {"imbalance", "constant_top1"}
     assert (metrics["protocol"], metrics["last_stage"]) == ("linear/lbfgs-v1", "noise")
     assert metrics["test"]["n"] == 897
     assert metrics["test"]["top1"] == metrics["stages"]["all"]["test_top1"] > 0.85
     low, high = metrics["test"]["top1_ci95"]
     assert low < metrics["test"]["top1"] < high <= metrics["test"]["top5"]
-    assert metrics["stages"]["half"].keys() == {"dim", "l2", "validation_top1", "test_top1"}
+    assert metrics["stages"]["half"].keys() == {"dim", "l2", "validation_top1", "test_top1", "test_balanced_top1"}
+    assert metrics["test"]["balanced_top1"] == metrics["stages"]["all"]["test_balanced_top1"]
+    low, high = metrics["knn"]["top1_ci95"]
+    assert low < metrics["knn"]["top1"] < high
     assert (metrics["knn"]["stage"], metrics["knn_best_stage"]["stage"]) == ("noise", "all")
     assert metrics["knn"]["top1"] < 0.3 < metrics["knn_best_stage"]["top1"]
     assert metrics["baselines"] == {"raw_pixels": {"top1": 0.5}}
@@ -134,6 +139,25 @@ def test_predictions_name_their_rows_and_give_the_accuracy(splits, tmp_path):
     assert result.metrics["test"]["top1"] == pytest.approx(float(accuracy))
 
 
+def test_balanced_accuracy_of_unbalanced_classes_is_scikit_learns(splits):
+    kept = torch.cat([(splits["test"].labels == label).nonzero()[: 5 + 8 * label, 0] for label in range(10)])
+    result = evaluate({**splits, "test": splits["test"].select(kept)})
+    labels, predicted = (result.predictions[name].numpy() for name in ("label", "predicted"))
+    test = result.metrics["test"]
+    assert test["balanced_top1"] == pytest.approx(balanced_accuracy_score(labels, predicted), abs=1e-12)
+    assert test["balanced_top1"] != test["top1"]
+    assert test["n"] == len(kept)
+
+
+def test_what_a_constant_answer_gets_is_the_share_of_the_largest_class_of_train(splits):
+    labels = (torch.arange(897) % 10).clamp(max=3)
+    unbalanced = {name: relabelled(part, labels[: len(part)]) for name, part in splits.items()}
+    assert evaluate(unbalanced).metrics["classes"] == {
+        "imbalance": pytest.approx(7, rel=0.01),
+        "constant_top1": pytest.approx(0.7, abs=0.01),
+    }
+
+
 def test_the_same_features_give_the_same_result(splits):
     assert evaluate(splits).metrics == evaluate(splits).metrics
 
@@ -143,7 +167,9 @@ def test_separable_classes_reach_100_percent():
     separable = torch.randn(40, 3, generator=torch.Generator().manual_seed(0)) + 20 * labels[:, None]
     split = Features(probe={"s": separable}, average={"s": separable}, labels=labels, keys=[str(i) for i in range(40)])
     metrics = evaluate(dict.fromkeys(("train", "validation", "test"), split), classes=["a", "b"]).metrics
-    assert metrics["test"] == {"top1": 1.0, "top1_ci95": [1.0, 1.0], "top5": 1.0, "n": 40}
+    accuracies = {"top1": 1.0, "top1_ci95": [1.0, 1.0], "balanced_top1": 1.0, "top5": 1.0}
+    assert metrics["test"] == {**accuracies, "n": 40}
+    assert metrics["classes"] == {"imbalance": 1.0, "constant_top1": 0.5}
 
 
 def relabelled(part, labels):

@@ -5,9 +5,18 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import balanced_accuracy_score
 
 from cl_core.errors import DataError
-from cl_core.measures.metrics import bootstrap_interval, mcnemar, topk_accuracy, topk_classes
+from cl_core.measures.metrics import (
+    accuracy_figures,
+    balanced_share,
+    bootstrap_interval,
+    imbalance,
+    mcnemar,
+    topk_accuracy,
+    topk_classes,
+)
 
 
 def test_topk_counts_a_label_among_the_k_best():
@@ -27,6 +36,22 @@ def test_of_equal_scores_the_lower_class_comes_first():
 def test_accuracy_of_nothing_is_an_error():
     with pytest.raises(DataError, match="over 0 examples"):
         topk_accuracy(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("classes", [2, 3, 7])
+def test_balanced_accuracy_is_scikit_learns(classes):
+    rng = np.random.default_rng(classes)
+    labels = torch.from_numpy(rng.integers(0, classes, 200) ** 2)  # some classes are absent, the first is frequent
+    predicted = torch.where(torch.from_numpy(rng.random(200) < 0.6), labels, labels.roll(1))
+    expected = balanced_accuracy_score(labels.numpy(), predicted.numpy())
+    assert balanced_share(predicted == labels, labels) == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_constant_answer_gets_the_largest_class_and_one_over_the_number_of_classes():
+    labels = torch.tensor([0] * 62 + [2] * 19 + [3] * 19)
+    figures = accuracy_figures(torch.tensor([[1.0, 0.0, 0.0, 0.0]]).expand(100, 4), labels)
+    assert (figures["top1"], figures["balanced_top1"]) == (0.62, pytest.approx(1 / 3))
+    assert imbalance(labels) == 62 / 19
 
 
 def test_bootstrap_equals_resampling_by_hand():

@@ -29,9 +29,10 @@ from cl_core.report.distillation import distillations
 from cl_core.report.figures import MAX_POINTS, Axis, Level, Line, line_panel, thinned
 from cl_core.report.groups import Measured, group_seeds
 from cl_core.report.page import write_report
-from cl_core.report.plots import label_plot, profiles
-from cl_core.report.results import results_table, tables, verdict
+from cl_core.report.plots import curve_plots, label_plot, profiles
+from cl_core.report.results import results_table, tables
 from cl_core.report.retrieval import choose_queries, nearest, retrieve
+from cl_core.report.verdict import verdict
 from pipelines.summary import print_results
 
 SIZE = 12
@@ -84,26 +85,42 @@ def write_store(
     (folder / "quarantine.csv").write_text("key,reason\n")
 
 
-def linear_metrics(top1: float, *, random_init: float = 0.5, stages: Sequence[str] = STAGES) -> Any:
+def accuracy(top1: float, margin: float = 0.02, balanced: float | None = None) -> Any:
+    """A figure of the test split as stages write it."""
+    interval = [max(0.0, top1 - margin), min(1.0, top1 + margin)]
+    return {"top1": top1, "top1_ci95": interval, "balanced_top1": top1 if balanced is None else balanced}
+
+
+def linear_metrics(
+    top1: float, *, random_init: float = 0.5, knn: float | None = None, stages: Sequence[str] = STAGES
+) -> Any:
     """linear_eval/metrics.json whose best stage is the last but one."""
     accuracies = [top1 - 0.08 * abs(len(stages) - 2 - k) for k in range(len(stages))]
     profile = {
         stage: {"dim": 64 * (k + 1), "validation_top1": accuracy - 0.01, "test_top1": accuracy}
         for k, (stage, accuracy) in enumerate(zip(stages, accuracies, strict=True))
     }
-    knn = {"protocol": "knn/instdisc-v1", "stage": stages[-1], "k": 200, "temperature": 0.1, "top1": top1 - 0.03}
+    neighbours = {"protocol": "knn/instdisc-v1", "stage": stages[-1], "k": 200, "temperature": 0.1}
+    neighbours |= accuracy(top1 - 0.03 if knn is None else knn)
     untrained = {stage: {"dim": 64, "validation_top1": 0.3, "test_top1": random_init - 0.1} for stage in stages}
     untrained[stages[0]]["test_top1"] = random_init
     return {
         "protocol": "linear/lbfgs-v1",
         "best_stage": stages[-2],
-        "test": {"top1": top1, "top1_ci95": [top1 - 0.02, top1 + 0.02], "top5": 0.99, "n": 300},
+        "test": {**accuracy(top1), "top5": 0.99, "n": 300},
+        "classes": {"imbalance": 1.1, "constant_top1": 0.34},
         "stages": profile,
-        "knn": knn,
-        "knn_best_stage": {**knn, "stage": stages[-2], "top1": top1 - 0.01},
+        "knn": neighbours,
+        "knn_best_stage": {**neighbours, "stage": stages[-2], "top1": top1 - 0.01},
         "baselines": {
-            "random_init": {"top1": random_init, "knn_top1": 0.4, "best_stage": stages[0], "stages": untrained},
-            "raw_pixels": {"top1": 0.55, "top1_ci95": [0.5, 0.6]},
+            "random_init": {
+                **accuracy(random_init),
+                "knn_top1": 0.4,
+                "knn_balanced_top1": 0.4,
+                "best_stage": stages[0],
+                "stages": untrained,
+            },
+            "raw_pixels": accuracy(0.55, 0.05),
         },
     }
 
@@ -113,10 +130,16 @@ def finetune_metrics(top1: float, *, yardstick: float = 0.6) -> Any:
     fractions = {
         text: {
             "n_labels": count,
-            "top1": top1 + gain,
-            "top1_ci95": [top1 + gain - 0.03, top1 + gain + 0.03],
+            **accuracy(top1 + gain, 0.03),
+            "frozen": top1 + gain / 2,
             "supervised_same_labels": yardstick + 1.2 * gain,
             "random_init_probe": 0.8 * yardstick + gain / 2,
+            "details": {
+                "fine_tuned": accuracy(top1 + gain, 0.03),
+                "frozen": accuracy(top1 + gain / 2, 0.03),
+                "supervised_same_labels": accuracy(yardstick + 1.2 * gain, 0.03),
+                "random_init_probe": accuracy(0.8 * yardstick + gain / 2, 0.03),
+            },
         }
         for text, count, gain in (("0.01", 15, -0.2), ("0.1", 150, -0.1), ("1.0", 1500, 0.05))
     }
@@ -266,9 +289,30 @@ def test_headline_says_what_was_done_and_which_was_best(page: str) -> None:
     text = text_of(page)
     assert "4 of 5 experiments on image_folder (96 images in 3 classes): encoders pretrained and judged" in text
     assert (
-        "Highest in the linear probe: simclr with 71.0 %. It beats random init by 21.0 points (linear), 28.0 (kNN)."
-        in text
+        "Highest in the linear probe: simclr with 71.0 %. It gained 21.0 points by linear probe (71.0 against 50.0 "
+        "untrained) and 28.0 by kNN (68.0 against 40.0 untrained)." in text
     )
+
+
+def lead_of(artifacts: Path, names: list[str]) -> str:
+    page = write_report(artifacts, artifacts / "report.html", experiments=names).read_text()
+    return text_of(page[page.index('<p class="lead">') : page.index("</p>", page.index('<p class="lead">'))]).strip()
+
+
+def test_the_first_sentence_of_a_single_experiment_is_what_it_gained_or_lost(tmp_path: Path) -> None:
+    write_store(tmp_path, counts=COUNTS)
+    write_experiment(tmp_path, "hands", method="simclr", seed=0, top1=0.495, knn=0.28)
+    assert lead_of(tmp_path, ["hands"]) == (
+        "hands lost 12.0 points by kNN (28.0 against 40.0 untrained); no difference shown by linear probe (49.5 "
+        "against 50.0 untrained); raw pixels do 5.5 points better."
+    )
+    write_experiment(tmp_path, "good", method="byol", seed=0, top1=0.7)
+    page = write_report(tmp_path, tmp_path / "report.html", experiments=["hands", "good"]).read_text()
+    assert lead_of(tmp_path, ["hands", "good"]).startswith(
+        "Highest in the linear probe: good with 70.0 %. It gained 20.0"
+    )
+    assert "Worse than the untrained encoder: hands." in text_of(page)
+    assert '<span class="state worse"' in page
 
 
 def test_dataset_warnings_name_the_leak_and_the_quarantine(page: str) -> None:
@@ -386,7 +430,7 @@ def test_every_picture_is_described(page: str) -> None:
     pictures = re.findall(r"<img [^>]*>", page) + re.findall(r'<svg class="plot"[^>]*>', page)
     assert len(pictures) > 60
     assert all(re.search(r'(alt|aria-label)="[^"]+"', picture) for picture in pictures)
-    assert 'aria-label="Loss of byol: from 5.5 to 3.06; a constant predictor has 5.54"' in page
+    assert 'aria-label="Loss of byol: from 5.5 to 3.06; constant predictor: 5.54"' in page
 
 
 def test_profile_table_holds_every_stage_of_trained_and_untrained_encoders(page: str) -> None:
@@ -463,27 +507,83 @@ def test_terminal_summary_puts_experiments_beside_their_yardsticks_in_80_columns
     cells = [re.split(r"\s{2,}", line) for line in lines]
     assert ["byol", "51.0 (49.0 to 53.0)", "stage2", "48.0", "31.0", "41.0", "56.0"] in cells
     assert ["random init", "50.0", "40.0", "38.0", "43.0", "50.5"] in cells
-    sentence = "byol: is not told apart from random init by its 95 % interval: +1.0 points (linear), +8.0 (kNN)"
-    assert any(line.startswith(sentence) for line in lines)
+    assert lines[0].startswith(
+        "simclr: gained 21.0 points by linear probe (71.0 against 50.0 untrained) and 28.0 by kNN"
+    )
+    sentence = "byol: gained 8.0 points by kNN (48.0 against 40.0 untrained); no difference shown by linear probe (51.0"
+    assert lines[1].startswith(sentence)
+    assert ["frozen", "41.0", "46.0", "53.5"] in cells
+    assert not any(line.startswith("balanced") for line in lines)
     assert "unlabelled: linear_eval skipped: the dataset has no labels" in lines
-    assert max(map(len, lines[: lines.index("1 %, 10 %, 100 %: fine-tuned with that share of the labels")])) <= 80
+    caption = "1 %, 10 %, 100 %: fine-tuned with that share of the labels"
+    first = next(number for number, line in enumerate(lines) if line.startswith("top-1 accuracy"))
+    assert max(map(len, lines[first : lines.index(caption)])) <= 80
     assert "\u2026" not in terminal.getvalue()
 
 
 @pytest.mark.parametrize(
-    ("top1", "state", "sentence"),
+    ("top1", "knn", "state", "sentence"),
     [
-        (0.70, "better", "beats random init by 20.0 points (linear), 27.0 (kNN)"),
+        (
+            0.70,
+            0.67,
+            "better",
+            "gained 20.0 points by linear probe (70.0 against 50.0 untrained) and 27.0 by kNN (67.0 ",
+        ),
+        (
+            0.70,
+            0.39,
+            "better",
+            "gained 20.0 points by linear probe (70.0 against 50.0 untrained); no difference shown by ",
+        ),
+        (
+            0.70,
+            0.28,
+            "mixed",
+            "lost 12.0 points by kNN (28.0 against 40.0 untrained), but gained 20.0 by linear probe (",
+        ),
         (
             0.51,
+            0.41,
             "undecided",
-            "is not told apart from random init by its 95 % interval: +1.0 points (linear), +8.0 (kNN)",
+            "shows no difference from random init: 51.0 against 50.0 untrained by linear probe, 41",
         ),
-        (0.40, "worse", "falls 10.0 points short of random init (linear), \u22123.0 (kNN)"),
+        (
+            0.51,
+            0.48,
+            "undecided",
+            "gained 8.0 points by kNN (48.0 against 40.0 untrained); no difference shown by linear ",
+        ),
+        (
+            0.49,
+            0.28,
+            "worse",
+            "lost 12.0 points by kNN (28.0 against 40.0 untrained); no difference shown by linear probe",
+        ),
+        (
+            0.40,
+            0.39,
+            "worse",
+            "lost 10.0 points by linear probe (40.0 against 50.0 untrained); no difference shown by kNN",
+        ),
+        (
+            0.40,
+            0.48,
+            "mixed",
+            "lost 10.0 points by linear probe (40.0 against 50.0 untrained), but gained 8.0 by kNN (48",
+        ),
+        (
+            0.40,
+            0.28,
+            "worse",
+            "lost 10.0 points by linear probe (40.0 against 50.0 untrained) and 12.0 by kNN (28.0 again",
+        ),
     ],
 )
-def test_verdict_is_clear_only_outside_the_interval(tmp_path: Path, top1: float, state: str, sentence: str) -> None:
-    write_metrics(tmp_path, "x", linear_metrics(top1), {"skipped": "no"})
+def test_verdict_is_clear_only_outside_the_intervals_and_a_loss_leads(
+    tmp_path: Path, top1: float, knn: float, state: str, sentence: str
+) -> None:
+    write_metrics(tmp_path, "x", linear_metrics(top1, knn=knn), {"skipped": "no"})
     (group,) = group_seeds(collect(tmp_path, ["x"]))
     found = verdict(group)
     assert found.state == state
@@ -497,6 +597,92 @@ def test_one_seed_inside_its_interval_leaves_the_group_undecided(tmp_path: Path)
         write_metrics(tmp_path, f"x-{seed}", linear_metrics(top1), {"skipped": "no"})
     (group,) = group_seeds(collect(tmp_path, ["x-0", "x-1"]))
     assert verdict(group).state == "undecided"
+
+
+def test_a_loss_of_several_seeds_is_one_although_a_lucky_seed_reaches_the_untrained_value(tmp_path: Path) -> None:
+    for seed, top1 in ((0, 0.38), (1, 0.41), (2, 0.49)):
+        write_resolved(tmp_path, f"x-{seed}", method="simclr", seed=seed)
+        write_metrics(tmp_path, f"x-{seed}", linear_metrics(top1, knn=0.4), {"skipped": "no"})
+    (group,) = group_seeds(collect(tmp_path, ["x-0", "x-1", "x-2"]))
+    assert verdict(group).state == "worse"
+
+
+def unbalanced_metrics() -> Any:
+    """Of a set whose largest class is 62 % of the test images."""
+    metrics = linear_metrics(0.7)
+    metrics["test"]["balanced_top1"] = 0.61
+    metrics["classes"] = {"imbalance": 3.3, "constant_top1": 0.62}
+    metrics["knn"]["balanced_top1"] = 0.52
+    metrics["baselines"]["random_init"] |= {"balanced_top1": 0.33, "knn_balanced_top1": 0.31}
+    return metrics
+
+
+def test_balanced_accuracy_stands_beside_accuracy_where_classes_are_unbalanced(tmp_path: Path) -> None:
+    finetune = finetune_metrics(0.6)
+    finetune["fractions"]["0.1"]["balanced_top1"] = 0.45
+    finetune["fractions"]["0.1"]["details"]["random_init_probe"]["balanced_top1"] = 0.25
+    write_metrics(tmp_path, "x", unbalanced_metrics(), finetune)
+    write_pretraining(tmp_path, "x")
+    terminal = io.StringIO()
+    print_results(tmp_path, ["x"], Console(file=terminal, width=80))
+    cells = [re.split(r"\s{2,}", line.strip()) for line in terminal.getvalue().splitlines()]
+    assert ["balanced", "61.0", "52.0", "40.0", "45.0", "65.0"] in cells
+    assert any(row[:3] == ["balanced", "33.0", "31.0"] and row[4] == "25.0" for row in cells if len(row) > 4)
+    assert "a constant answer gets 62.0 %" in terminal.getvalue()
+    (row,) = results_table(tmp_path, ["x"])
+    assert (row["linear balanced %"], row["kNN balanced %"]) == ("61.0", "52.0")
+    write_store(tmp_path, counts=COUNTS)
+    page = write_report(tmp_path, tmp_path / "report.html", experiments=["x"]).read_text()
+    assert rows_of(page, "results")[0][2] == "70.0 68.0 to 72.0 balanced 61.0"
+    assert "Classes are unbalanced: a constant answer gets 62.0 %" in text_of(page)
+
+
+def test_balanced_classes_keep_their_narrow_tables(page: str, project: Path) -> None:
+    assert "balanced" not in text_of(page)
+    assert not any("balanced" in column for row in results_table(project, EXPERIMENTS) for column in row)
+
+
+def test_the_frozen_encoder_stands_first_among_those_who_compete_on_few_labels(page: str) -> None:
+    rows = rows_of(page, "labels")
+    assert [row[1] for row in rows[:2]] == ["linear probe, frozen", "fine-tuned"]
+    byol = [row for row in rows if row[0] == "byol"]
+    assert [cell.split()[0] for cell in byol[0][2:]] == ["41.0", "46.0", "53.5"]
+    assert [row[1] for row in rows if row[0].startswith(("random", "supervised"))] == [
+        "linear probe",
+        "from scratch",
+    ]
+
+
+def write_remarks(artifacts: Path, name: str, *texts: str) -> None:
+    path = artifacts / "runs" / name / "pretrain" / "encoder.json"
+    card = json.loads(path.read_text())
+    card["training"]["remarks"] = [{"step": 200 + k, "text": text} for k, text in enumerate(texts)]
+    write_json(path, card)
+
+
+def test_remarks_of_a_run_stand_beside_its_verdict_and_the_last_one_on_the_terminal(tmp_path: Path) -> None:
+    write_store(tmp_path, counts=COUNTS)
+    write_experiment(tmp_path, "x", method="simclr", seed=0, top1=0.495, knn=0.28)
+    write_remarks(tmp_path, "x", "half <of> the updates have brought nothing", "training has brought nothing")
+    page = write_report(tmp_path, tmp_path / "report.html", experiments=["x"]).read_text()
+    summary = text_of(page[page.index('id="summary"') : page.index('id="results"')])
+    assert "Said while x trained: At step 200 of 400: half <of> the updates have brought nothing." in summary
+    terminal = io.StringIO()
+    print_results(tmp_path, ["x"], Console(file=terminal, width=80))
+    assert terminal.getvalue().splitlines()[1] == "x: at step 201 of 400: training has brought nothing"
+
+
+def test_online_curves_begin_with_the_untrained_encoder_and_a_line_across(tmp_path: Path) -> None:
+    write_pretraining(tmp_path, "x")
+    path = tmp_path / "runs" / "x" / "pretrain" / "curves.csv"
+    header, *lines = path.read_text().splitlines()
+    path.write_text("\n".join([header, "0,0,,,,0.27,,", *lines]) + "\n")
+    groups = group_seeds(collect(tmp_path, ["x"]))
+    (main, _), *_ = curve_plots(groups).values()
+    knn = next(plot for plot in main if plot.title.startswith("Online kNN"))
+    assert "from 27.0 % to 60.0 %; untrained: 27.0 %" in knn.svg
+    assert ">untrained<" in knn.svg
+    assert all("untrained" not in plot.svg for plot in main if plot is not knn)
 
 
 def test_tables_never_mix_protocol_ids(tmp_path: Path) -> None:

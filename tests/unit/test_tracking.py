@@ -179,6 +179,19 @@ def test_a_hook_stops_the_run_by_raising(tmp_path):
     assert tracker.calls[-1] == ("end", "failed", 7)
 
 
+def test_what_hooks_return_is_handed_on_and_nothing_else(tmp_path):
+    class Talking:
+        @hookspecs.hookimpl
+        def on_log(self, step, metrics):
+            return f"loss {metrics['loss']}\nlow" if step == 7 else None
+
+    observers = observers_of([], plugins=[Talking(), Recorder()])
+    with observers.run(run_info(tmp_path)):
+        assert observers.log(6, {"loss": 1.0}) == []
+        assert observers.log(7, {"loss": 0.5}) == ["loss 0.5", "low"]
+    assert observers_of([]).log(7, {}) == Observers(progress=PlainProgress([].append)).log(7, {}) == []
+
+
 def test_observers_cannot_edit_each_others_figures(tmp_path):
     class Vandal(Recorder):
         def log(self, step, metrics):
@@ -206,6 +219,10 @@ def test_the_status_line_says_what_a_person_wants_to_know():
     assert status(120).line() == ("epoch 3/20  step 120/800  loss 4.1235  812 images/s  data wait 2 %  2 min left")
     with_knn = status(121, metrics={"loss": 1.0, "knn_top1": 0.7104}).line()
     assert with_knn.startswith("epoch 4/20  step 121/800  loss 1.0000  knn 0.710  ")
+    begun = status(121, metrics={"loss": 1.0, "knn_top1": 0.7104}, untrained={"knn_top1": 0.27}).line()
+    assert begun.startswith("epoch 4/20  step 121/800  loss 1.0000  knn 0.710 (untrained 0.270)  ")
+    unlabelled = {"metrics": {"loss": 1.0, "self_match": 0.5, "rankme": 9.0}, "untrained": {"self_match": 0.25}}
+    assert "  self-match 0.500 (untrained 0.250)  " in status(121, **unlabelled).line()
 
 
 @pytest.mark.parametrize(

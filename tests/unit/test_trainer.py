@@ -3,6 +3,7 @@
 import copy
 import json
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -12,6 +13,7 @@ from toy_training import (
     SIZE,
     STEPS,
     TRAIN,
+    VALIDATION,
     Contrast,
     Listener,
     after,
@@ -26,9 +28,10 @@ from cl_core.data.sampling import batch_rows
 from cl_core.data.store import to_float
 from cl_core.data.views import MaterializedViews, views_of, write_views
 from cl_core.errors import CollapseError, DataError, Interrupted
+from cl_core.evaluation.features import load_weights
 from cl_core.training.checkpoint import Checkpoints
 from cl_core.training.optim import Schedule
-from cl_core.training.probe import OnlineKnn
+from cl_core.training.probe import OnlineHealth, OnlineKnn, corner_crop, online_evaluation
 from cl_core.training.update import deterministic
 from cl_core.types import Encoder, Panel, StepOutput
 
@@ -63,6 +66,7 @@ def test_the_card_tells_what_the_encoder_is_and_how_it_was_trained(store, tmp_pa
             "channels_last": False,
             "compiled": False,
             "final": final,
+            "remarks": [],
         },
         "year": None,
         "family": "",
@@ -102,14 +106,42 @@ def test_curves_hold_every_logged_step_with_all_figures(store, tmp_path):
     header, *lines = (out / "curves.csv").read_text().splitlines()
     assert header == "step,epoch,loss,lr,accuracy,knn_top1,feature_std,effective_rank,mean_cosine"
     rows = [dict(zip(header.split(","), line.split(","), strict=True)) for line in lines]
-    assert [row["step"] for row in rows] == ["2", "4", "5", "6", "8", "10"]  # every 2, and the end of each epoch
-    assert [row["step"] for row in rows if row["knn_top1"]] == ["5", "10"]
-    assert [row["epoch"] for row in rows] == ["0.4", "0.8", "1", "1.2", "1.6", "2"]
+    assert [row["step"] for row in rows] == ["0", "2", "4", "5", "6", "8", "10"]  # every 2, and the end of each epoch
+    assert [row["step"] for row in rows if row["knn_top1"]] == ["0", "5", "10"]
+    assert [row["epoch"] for row in rows] == ["0", "0.4", "0.8", "1", "1.2", "1.6", "2"]
     schedule = Schedule.of(ScheduleConfig(epochs=EPOCHS), 0.1, TRAIN // BATCH)
-    assert [float(row["lr"]) for row in rows] == pytest.approx([schedule.lr_at(int(row["step"]) - 1) for row in rows])
+    rates = [schedule.lr_at(int(row["step"]) - 1) for row in rows[1:]]
+    assert [float(row["lr"]) for row in rows[1:]] == pytest.approx(rates)
     final = json.loads((out / "metrics.json").read_text())
     assert final["step"] == STEPS
     assert float(rows[-1]["loss"]) == pytest.approx(final["loss"], rel=1e-6)
+
+
+def test_the_untrained_encoder_is_the_first_row_and_stands_beside_the_final_figures(store, tmp_path):
+    listener, method, said = Listener(), Contrast(), []
+    torch.manual_seed(0)
+    untrained = knn_of(store)(Contrast())["knn_top1"]
+    out = train(store, tmp_path, observers=quiet(said, trackers=[listener]))
+    header, first, *_ = (out / "curves.csv").read_text().splitlines()
+    row = dict(zip(header.split(","), first.split(","), strict=True))
+    assert {name: value for name, value in row.items() if value} == {
+        "step": "0",
+        "epoch": "0",
+        "knn_top1": f"{untrained:.8g}",
+    }
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["untrained"] == {"knn_top1": untrained}
+    load_weights(method, out / "method.safetensors", "method")
+    assert metrics["knn_top1"] == knn_of(store)(method)["knn_top1"]
+    assert listener.calls[1] == ("log", 0)
+    assert said[-1].split("  ")[3] == f"knn {metrics['knn_top1']:.3f} (untrained {untrained:.3f})"
+
+
+def test_half_way_the_representation_is_evaluated_whatever_the_interval(store, tmp_path):
+    out = train(store, tmp_path, knn_every=100, epochs=4)
+    header, *lines = (out / "curves.csv").read_text().splitlines()
+    rows = [dict(zip(header.split(","), line.split(","), strict=True)) for line in lines]
+    assert [row["step"] for row in rows if row["knn_top1"]] == ["0", "10", "20"]
 
 
 def test_timing_is_kept_apart_and_adds_up_over_sittings(store, tmp_path):
@@ -129,15 +161,25 @@ def test_the_online_knn_does_not_change_what_is_learned(store, tmp_path):
     without = train(store, tmp_path / "without", "remembering", knn_every=0, log_every=3)
     assert (with_knn / "encoder.safetensors").read_bytes() == (without / "encoder.safetensors").read_bytes()
     assert "knn_top1" not in (without / "curves.csv").read_text()
+    assert (without / "curves.csv").read_text().splitlines()[1].startswith("3,")
 
 
-def test_the_online_knn_leaves_modes_and_buffers_as_they_were(store):
+def knn_of(store):
+    return OnlineKnn(store.split("train"), store.split("validation"), torch.device("cpu"))
+
+
+def health_of(store):
+    return OnlineHealth(store.split("validation"), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("online", [knn_of, health_of])
+def test_the_online_evaluation_leaves_modes_and_buffers_as_they_were(store, online):
     method = Contrast()
     method.encoder.body.eval()
     before = copy.deepcopy(method.state_dict())
     modes = [module.training for module in method.modules()]
-    knn = OnlineKnn.of(store.split("train"), store.split("validation"), torch.device("cpu"), print)
-    assert 0 <= knn(method) <= 1
+    first, *_ = online(store)(method).values()
+    assert 0 <= first <= 1
     assert [module.training for module in method.modules()] == modes
     assert all(torch.equal(tensor, before[name]) for name, tensor in method.state_dict().items())
 
@@ -151,11 +193,11 @@ def test_the_online_knn_is_right_about_features_that_show_the_class(store):
 
     method = Contrast()
     method.encoder = Colour()
-    assert OnlineKnn.of(store.split("train"), store.split("validation"), torch.device("cpu"), print)(method) == 1.0
+    assert knn_of(store)(method) == {"knn_top1": 1.0}
 
 
 @pytest.mark.parametrize("lacking", ["training", "validation"])
-def test_without_labels_the_online_knn_is_off_and_says_so(store, tmp_path, lacking):
+def test_without_labels_health_takes_the_place_of_knn_and_that_is_said(store, tmp_path, lacking):
     unlabelled = make_store(tmp_path / "store", labelled=False)
     said = []
     splits = {
@@ -164,8 +206,54 @@ def test_without_labels_the_online_knn_is_off_and_says_so(store, tmp_path, lacki
     }
     chosen, validation = splits[lacking]
     out = train(chosen, tmp_path, validation=validation, observers=quiet(said))
-    assert f"online kNN is off: there are no labelled {lacking} images" in said
-    assert "knn_top1" not in (out / "curves.csv").read_text()
+    instead = "instead of kNN, self_match and rankme of 42 training images show how the features fare"
+    assert f"no labelled {lacking} images: {instead}" in said
+    header, first, *rest = (out / "curves.csv").read_text().splitlines()
+    assert header.split(",")[-5:] == ["self_match", "rankme", "feature_std", "effective_rank", "mean_cosine"]
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["untrained"].keys() == {"self_match", "rankme"}
+    assert first.split(",")[-5] == f"{metrics['untrained']['self_match']:.8g}"
+    assert len([line for line in rest if line.split(",")[-5]]) == EPOCHS
+
+
+@pytest.mark.parametrize(("held_out", "judged"), [(99, "42 training"), (120, "120 validation")])
+def test_health_is_judged_on_held_out_images_where_there_are_enough(tmp_path, held_out, judged):
+    unlabelled = make_store(tmp_path / "store", labelled=False)
+    validation = unlabelled.split("validation").select(np.arange(held_out) % VALIDATION)
+    said = []
+    online = online_evaluation(unlabelled.split("train"), validation, torch.device("cpu"), said.append)
+    assert online.queries == int(judged.split()[0])
+    assert f"self_match and rankme of {judged} images" in said[0]
+
+
+def test_the_crops_of_health_are_three_quarters_of_the_side_from_opposite_corners():
+    images = torch.arange(64.0).reshape(1, 1, 8, 8)
+    first, second = corner_crop(images, 0), corner_crop(images, 1)
+    assert first.shape == second.shape == images.shape
+    assert (first.min(), first.max()) == (0, images[..., 5, 5])
+    assert (second.min(), second.max()) == (images[..., 2, 2], 63)
+
+
+def test_health_sees_that_features_of_colour_tell_images_apart_and_equal_ones_do_not(store):
+    class Looking(Encoder):
+        out_dim = 3
+
+        def __init__(self, weight):
+            super().__init__()
+            self.weight = weight
+
+        def stages(self, images):
+            return {"noise": torch.rand_like(images), "colour": images * self.weight + 1 - self.weight}
+
+    def figures(weight):
+        method = Contrast()
+        method.encoder = Looking(weight)
+        return health_of(store)(method)
+
+    assert figures(0.0) == {"self_match": 1 / VALIDATION, "rankme": pytest.approx(1.0)}
+    seen = figures(1.0)
+    assert seen["self_match"] > 1 / VALIDATION
+    assert 1.0 < seen["rankme"] <= 3
 
 
 def test_labels_reach_only_the_methods_that_ask_for_them(store, tmp_path):

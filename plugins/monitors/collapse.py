@@ -1,8 +1,7 @@
-"""Built-in observers of training: stop a run whose representation has collapsed, instead of finishing it in vain.
+"""Stop a run whose representation has collapsed, instead of finishing it in vain.
 
-Looks at logged figures only and knows no method: `feature_std` and `effective_rank`, which the trainer takes from a
-method's embedding, and `active_share` and `assignment_information`, which methods log where they apply. Leave it out
-with `plugins: {block: [contrast-monitors]}` in params.yaml.
+Looks at `feature_std` and `effective_rank`, which the trainer takes from a method's embedding, and at `active_share`
+and `assignment_information`, which methods log where they apply.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cl_core.errors import CollapseError
-from cl_core.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from cl_core.types import RunInfo
@@ -37,10 +35,11 @@ class Alarm:
 
 
 _CALMER = "lower optimizer.lr, check the method's options against its paper"
+COLLAPSED_STD = 0.1
 ALARMS = (
     Alarm(
         figure="feature_std",  # of unit embeddings, times sqrt(D): 1 when spread evenly, 0 when all are equal
-        least=0.1,
+        least=COLLAPSED_STD,
         grace=0.1,
         means="all images have nearly the same embedding",
         advice=_CALMER,
@@ -79,15 +78,15 @@ class CollapseMonitor:
         self._total_steps = 0
         self._strikes: Counter[str] = Counter()
 
-    @hookimpl
-    def on_run_start(self, run: RunInfo) -> None:
-        """Look at a run that begins: forget the one before."""
+    def start(self, run: RunInfo) -> None:
+        """A run begins, or goes on with what it has logged."""
         self._total_steps = run.total_steps
         self._strikes.clear()
+        for row in run.logged:
+            self.look(int(row["step"]), row)
 
-    @hookimpl
-    def on_log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Look at the figures that there are; methods that report none cannot collapse in these ways."""
+    def look(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Judge the figures that there are; methods that report none cannot collapse in these ways."""
         for alarm in ALARMS:
             if alarm.figure in metrics and step > alarm.grace * self._total_steps:
                 self._judge(alarm, step, metrics[alarm.figure])
@@ -103,7 +102,3 @@ class CollapseMonitor:
                 f"{PATIENCE - 1} logged steps before it is below {alarm.least:g}, so {alarm.means}; {alarm.advice}, or "
                 f"add contrast-monitors to plugins.block in params.yaml to train on regardless"
             )
-
-
-_monitor = CollapseMonitor()  # pluggy calls the functions of a module; on_run_start resets it for every run
-on_run_start, on_log = _monitor.on_run_start, _monitor.on_log
