@@ -43,6 +43,8 @@ def cells() -> Iterator[Cell]:
     """All of them, the most wanted first."""
     for seed in SEEDS:
         yield from starts(seed)
+        views = chain(0.4, TURNED, side=32)
+        yield change("letters", "black corners", views, size=48, seed=seed, budget=STARTS)
     for name in TRAINING_IMAGES:
         for size in (32, 48, 64):
             yield untrained(name, size)
@@ -53,7 +55,7 @@ def starts(seed: int) -> Iterator[Cell]:
     """What `contrast init` writes, at a budget that ten minutes allow on slow processors too."""
     options = {"seed": seed, "budget": STARTS}
     yield cell("hands", "init: photographs", photographs(32), size=48, **options)
-    yield cell("letters", "init: drawings", chain(0.4, TURNED, side=32), size=48, **options)
+    yield cell("letters", "init: drawings", chain(0.4, {**TURNED, "fill": 1.0}, side=32), size=48, **options)
     yield cell("cells", "init: microscope", chain(0.2, *MICROSCOPE, side=32), size=48, **options)
     for count in (1000, 3000, 10000):
         yield cell(f"cifar-{count}", "init: small photographs", photographs(), **options)
