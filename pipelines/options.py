@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Any
 
 import click
+
+
+class Minutes(click.FloatRange):
+    """Minutes that somebody may wait for: a number of at most a year's."""
+
+    def __init__(self, least: float) -> None:
+        super().__init__(min=least, max=525_600)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """As click does it, but NaN, which no bound holds back, is refused too."""
+        minutes: float = super().convert(value, param, ctx)
+        if math.isnan(minutes):
+            self.fail(f"{value!r} is not a number of minutes.", param, ctx)
+        return minutes
+
 
 project_option = click.option(
     "--project",

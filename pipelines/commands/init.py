@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from pipelines.options import Minutes
+
 
 @click.command(
     help="Make a project in DIR: settings fitted to the images and this machine, a sheet of views, git and DVC set up."
@@ -15,9 +17,7 @@ import click
 @click.option("--images", type=click.Path(path_type=Path), help="Folder of images (default: the embedded digits).")
 @click.option("--mirror/--no-mirror", default=None, help="Whether a mirrored image means the same (asked for).")
 @click.option("--colour/--no-colour", default=None, help="Whether colour by itself carries meaning (asked for).")
-@click.option(
-    "--minutes", type=click.FloatRange(min=0.1), help="Of pretraining (default: 10 on a processor, 30 on a GPU)."
-)
+@click.option("--minutes", type=Minutes(0.1), help="Of pretraining (default: 10 on a processor, 30 on a GPU).")
 @click.option("--no-trial", is_flag=True, help="Assume the speed of this machine instead of measuring it.")
 @click.option("--force", is_flag=True, help="Overwrite the files of a project that is there already.")
 def command(

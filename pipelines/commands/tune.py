@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from pipelines.options import project_option
+from pipelines.options import Minutes, project_option
 
 
 @click.command(
@@ -18,7 +18,7 @@ from pipelines.options import project_option
 )
 @click.argument("experiment")
 @project_option
-@click.option("--minutes", type=click.FloatRange(min=0), default=20.0, show_default=True, help="Time for new trials.")
+@click.option("--minutes", type=Minutes(0), default=20.0, show_default=True, help="Time for new trials.")
 @click.option("--trials", type=click.IntRange(min=2), help="Settings tried at most (default: as time allows).")
 @click.option(
     "--images",

@@ -115,3 +115,10 @@ def test_outside_a_project_run_says_how_to_get_one(tmp_path, capsys):
     said = capsys.readouterr().err
     assert "is not a contrast project" in said
     assert "contrast init DIR" in said
+
+
+@pytest.mark.parametrize("minutes", ["nan", "inf", "-1", "1e9"])
+@pytest.mark.parametrize("command", ["init", "tune"])
+def test_minutes_that_nobody_can_wait_for_are_refused_on_the_command_line(command, minutes, capsys):
+    assert main(command, "x", "--minutes", minutes) == 2
+    assert "--minutes" in capsys.readouterr().err
