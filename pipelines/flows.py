@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ from pipelines.dvc_repo import Outcome, Plan, Runner, Stage, StageFailed, Stoppe
 from pipelines.planning import LOGS, RunSettings, exclusive, plan_run, require_project
 
 RETRY_DELAY = 3  # seconds
+REMARK = re.compile(r"at step [\d,]+ of [\d,]+: ")  # how pretraining begins what its observers remark
 STATE_NAMES = {Outcome.RAN: "Ran", Outcome.RESTORED: "Restored", Outcome.UP_TO_DATE: "Up to date"}
 
 
@@ -64,6 +66,8 @@ class Session:
         def show(line: str) -> None:
             log.info(line)
             self.board.line(stage.name, line)
+            if REMARK.match(line):  # whoever waits should see it without a log file
+                self.board.say(f"{stage.name}: {line}")
 
         try:
             return self.runner.run(stage.name, show)

@@ -26,7 +26,7 @@ def print_results(artifacts: Path, experiments: Sequence[str], console: Console)
     groups = group_seeds(collected)
     for group in groups:
         judged = verdict(group)
-        if judged.state != "unknown":
+        if judged.says_something:
             _remark(group.label, judged.text, console)
         for experiment in group.experiments:
             for said in experiment.remarks[-1:]:  # the report has them all

@@ -103,6 +103,13 @@ class Experiment:
         return int((self.card.get("training") or {}).get("steps", 0))
 
     @property
+    def self_match(self) -> tuple[float, float] | None:
+        """The label-free figure of the online evaluation after and before training; None where there are labels."""
+        final = (self.card.get("training") or {}).get("final") or {}
+        now, untrained = final.get("self_match"), (final.get("untrained") or {}).get("self_match")
+        return None if now is None or untrained is None else (float(now), float(untrained))
+
+    @property
     def remarks(self) -> list[Remark]:
         """What observers said while it trained, in order. Raises DataError for a damaged card."""
         card, remake = self.folder / "pretrain" / "encoder.json", f"dvc repro pretrain@{self.name}"

@@ -115,7 +115,7 @@ def _plain(group: Group, fractions: Sequence[float], *, unbalanced: bool) -> dic
         cells[f"fine-tune {share_name(fraction)}"] = _text(group.finetune(fraction))
     notes = [line for experiment in group.experiments for line in gaps(experiment)]
     judged = verdict(group)
-    sentences = [*notes] if judged.state == "unknown" else [judged.text, *notes]
+    sentences = [judged.text, *notes] if judged.says_something else [*notes]
     sentences += [distilled.text for distilled in distillations([group])]
     cells["verdict"] = "; ".join(dict.fromkeys(sentences))
     cells["protocols"] = ", ".join(protocol for protocol in group.protocols if protocol) or NONE

@@ -17,6 +17,9 @@ State = Literal["better", "worse", "mixed", "undecided", "unknown"]
 Change = Literal["lost", "gained", "none"]
 
 
+NOT_EVALUATED = "not evaluated against random init"
+
+
 @dataclass(frozen=True)
 class Verdict:
     """state: "mixed" where one figure is better and the other worse, "unknown" where nothing was evaluated. text: one
@@ -24,6 +27,11 @@ class Verdict:
 
     state: State
     text: str
+
+    @property
+    def says_something(self) -> bool:
+        """Whether there was anything to judge by."""
+        return self.text != NOT_EVALUATED
 
     @property
     def is_loss(self) -> bool:
@@ -77,12 +85,20 @@ def verdict(group: Group) -> Verdict:
     """What pretraining has done to the linear probe and kNN of a group, and whether raw pixels do better still."""
     linear, knn = Side.of("linear probe", _linear_runs(group)), Side.of("kNN", _knn_runs(group))
     if linear is None:
-        return Verdict("unknown", "not evaluated against random init")
+        return Verdict("unknown", _without_labels(group))
     text = _sentence([linear] if knn is None else [linear, knn])
     pixels = group.baseline("raw_pixels")
     if pixels is not None and group.linear is not None and pixels.mean > group.linear.mean:
         text += f"; raw pixels do {percent(pixels.mean - group.linear.mean)} points better"
     return Verdict(_state(linear.change, knn.change if knn else "none"), text)
+
+
+def _without_labels(group: Group) -> str:
+    found = [experiment.self_match for experiment in group.experiments if experiment.self_match]
+    if not found:
+        return NOT_EVALUATED
+    now, untrained = (percent(statistics.fmean(values)) for values in zip(*found, strict=True))
+    return f"cannot be judged without labels; self-match is {now} against {untrained} untrained"
 
 
 def _state(linear: Change, knn: Change) -> State:

@@ -12,6 +12,7 @@ from typing import Any
 HARDLY_LEARNT = 0.1  # of chance: a contrastive loss that is no further below it points to the views
 FEW_UPDATES = 1500
 SMALLEST_BATCH = 32
+_FASTEST = 5.0  # at a batch of 256: more than any paper's rate, LARS included (SimCLR 0.3, SimCLR v2 0.32, SwAV 0.6)
 _GENTLE_SCALE = 0.4  # smallest area of a crop
 _GENTLE_HUE = 0.1  # of simclr-cifar; the full strength is 0.2
 
@@ -22,9 +23,24 @@ def likely_edits(config: Mapping[str, Any], *, updates: int, below_chance: float
     config: the resolved configuration of pretraining, {} where it is not known. updates: of the whole run.
     below_chance: how far a contrastive loss is below chance, as a share of that; None for other losses.
     """
-    edits = [_milder_views(config)] if below_chance is not None and below_chance < HARDLY_LEARNT else []
+    edits = [_sane_rate(config)] if _rate(config) > _FASTEST else []
+    edits += [_milder_views(config)] if below_chance is not None and below_chance < HARDLY_LEARNT else []
     edits += [_more_updates(config, updates)] if updates < FEW_UPDATES else []
     return [*edits, _lower_rate(config), _longer(config)][:2]
+
+
+def _rate(config: Mapping[str, Any]) -> float:
+    """At a batch of 256; 0 where it is not known."""
+    optimizer = config.get("optimizer", {})
+    rate = optimizer.get("lr")
+    if isinstance(rate, Mapping):
+        return float(rate["base"]) * 256 / rate.get("per", 256)
+    batch = config.get("train", {}).get("batch_size", 256)
+    return 0.0 if rate is None else float(rate) * 256 / batch
+
+
+def _sane_rate(config: Mapping[str, Any]) -> str:
+    return f"a learning rate that can be learnt with ({_rate(config):g} at a batch of 256 in place of 0.02 to 0.6)"
 
 
 def _milder_views(config: Mapping[str, Any]) -> str:

@@ -136,6 +136,7 @@ def test_what_an_earlier_sitting_has_said_is_not_said_again(watch):
         ({}, 5000, 0.02, ["milder views", "a third of the learning rate"]),
         ({}, 5000, None, ["a third of the learning rate", "longer training (schedule.epochs 100)"]),
         ({"optimizer": {"lr": 0.3}}, 5000, None, ["optimizer.lr 0.1 in place of 0.3", "longer"]),
+        ({"optimizer": {"lr": {"base": 1000.0}}}, 250, 0.02, ["can be learnt with (1000 at a batch", "milder views"]),
         ({"train": {"batch_size": 32}}, 400, None, ["schedule.epochs 200 in place of 50", "a third"]),
         ({"chains": {"augment": [{"name": "gaussian_blur"}]}}, 5000, 0.0, ["no gaussian_blur", "a third"]),
         (

@@ -765,6 +765,21 @@ def test_unlabelled_images_are_retrieved_without_a_verdict_on_them(tmp_path: Pat
     assert "No experiment has been evaluated" in page
 
 
+def test_without_labels_the_verdict_says_so_and_gives_what_was_measured_instead(tmp_path: Path) -> None:
+    write_store(tmp_path, counts=COUNTS, classes=())
+    write_resolved(tmp_path, "a", method="simclr", seed=0)
+    write_pretraining(tmp_path, "a")
+    path = tmp_path / "runs" / "a" / "pretrain" / "encoder.json"
+    card = json.loads(path.read_text())
+    card["training"]["final"] = {"self_match": 0.067, "untrained": {"self_match": 0.086}}
+    write_json(path, card)
+    write_metrics(tmp_path, "a", {"skipped": "no labels"}, {"skipped": "no labels"})
+    terminal = io.StringIO()
+    print_results(tmp_path, ["a"], Console(file=terminal, width=100))
+    first = terminal.getvalue().splitlines()[0]
+    assert first == "a: cannot be judged without labels; self-match is 6.7 against 8.6 untrained"
+
+
 def test_encoder_of_an_older_dataset_and_classes_without_training_images_are_pointed_out(tmp_path: Path) -> None:
     write_store(tmp_path, counts=COUNTS)
     write_pretraining(tmp_path, "a")
