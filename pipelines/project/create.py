@@ -78,7 +78,10 @@ def _create_for(folder: Path, path: Path, wishes: Wishes, say: Say) -> None:
     images = look(source, path)
     _tell(say, "seen", images.told())
     if images.train < LEAST_IMAGES:
-        raise DataError(f"{path}: {images.train} images are left for training; add some, at least {LEAST_IMAGES}")
+        raise DataError(
+            f"{path}: of {images.count} images {images.train} are for training and the others for validation and test; "
+            f"training takes {LEAST_IMAGES} at least, so add some"
+        )
     answered = answers(images, mirror=wishes.mirror, colour=wishes.colour, ask=wishes.ask)
     _tell(say, "guessed", answered.told())
     plan = _Plan(folder, path, source, images, machine, answered, wishes)
@@ -151,6 +154,7 @@ def _chosen(start: Start) -> list[str]:
         f"encoder {write.flow(start.encoder)}: {start.why['encoder']}",
         f"size {start.size}: {start.why['size']}",
         f"views: {start.why['views']}",
+        *([f"layout encoded: {start.why['layout']}"] if start.layout == "encoded" else []),
         f"batch {start.batch}: {start.why['batch']}",
         f"{start.epochs} epochs: {start.why['epochs']}",
     ]

@@ -91,7 +91,8 @@ class Images:
         """Lines for the screen: what was seen."""
         labels = f"in {self.classes} classes" if self.classes else "without labels (so the evaluation will be skipped)"
         shape = f", {self.aspect:.1f} times as long as wide" if self.is_elongated else ""
-        lines = [f"{self.count:,} images {labels}, shorter side {self.side} pixels{shape}; {self.look}"]
+        images = "1 image" if self.count == 1 else f"{self.count:,} images"
+        lines = [f"{images} {labels}, shorter side {self.side} pixels{shape}; {self.look}"]
         if self.unreadable:
             lines.append(f"{self.unreadable} of {self.looked_at} looked at cannot be read; `contrast run` lists them")
         if self.is_unbalanced:

@@ -69,6 +69,7 @@ def choose(
     batch = batch or _batch(row, images.train, passes)
     steps, epochs = passes(batch)
     views, views_why = views_for(row, images, answers)
+    how = "measured" if speed.measured else "assumed"
     return Start(
         row=row.name,
         size=row.size,
@@ -95,8 +96,7 @@ def choose(
             "encoder": row.encoder_why,
             "views": views_why,
             "batch": f"of {images.train:,} training images; small enough for {epochs * steps:,} updates",
-            "epochs": f"what {minutes:g} minutes allow here ({machine}, {speed.training:.0f} images/s "
-            f"{'measured' if speed.measured else 'assumed'})",
+            "epochs": _epochs_why(epochs, steps, minutes, f"{machine}, {speed.training:.0f} images/s {how}"),
             "jobs": "one per GPU" if machine.gpus else "one uses all cores, several share them",
         },
         advice=tuple(_advice(images, minutes, 60 * minutes * speed.training)),
@@ -120,8 +120,17 @@ def _passes(batch: int, *, images: Images, seconds: float, speed: Speed) -> tupl
     affordable = seconds / (epoch + evaluation)
     if affordable > measured.EVALUATIONS:  # then not every epoch is evaluated
         affordable = max(measured.EVALUATIONS, (seconds - measured.EVALUATIONS * evaluation) / epoch)
-    most = max(measured.MOST_EPOCHS, math.ceil(measured.ENOUGH_UPDATES / steps))
-    return steps, min(max(1, int(affordable)), most)
+    return steps, min(max(1, int(affordable)), _most_epochs(steps))
+
+
+def _most_epochs(steps: int) -> int:
+    return max(measured.MOST_EPOCHS, math.ceil(measured.ENOUGH_UPDATES / steps))
+
+
+def _epochs_why(epochs: int, steps: int, minutes: float, machine: str) -> str:
+    if epochs == _most_epochs(steps):
+        return f"as many as so few images are worth; {minutes:g} minutes would allow more ({machine})"
+    return f"what {minutes:g} minutes allow here ({machine})"
 
 
 def _neighbours(images: Images) -> int:

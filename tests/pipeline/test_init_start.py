@@ -67,6 +67,12 @@ def test_pretraining_takes_the_minutes_it_was_given_or_what_so_few_images_are_wo
     assert longer > 60 * minutes * 0.95 or chosen.epochs == measured.MOST_EPOCHS
 
 
+def test_more_minutes_than_so_few_images_are_worth_are_said_to_be_more():
+    assert "20 minutes allow here" not in start(count=400, minutes=2000).why["epochs"]
+    assert "2000 minutes would allow more" in start(count=400, minutes=2000).why["epochs"]
+    assert "what 10 minutes allow here" in start(count=5000).why["epochs"]
+
+
 def test_a_stage_more_of_everything_is_a_longer_run():
     found = images()
     speed = Speed.assumed(LAPTOP, measured.row(found, LAPTOP))
