@@ -23,6 +23,7 @@ from cl_core.types import Method, Representation, global_average
 
 BANK, QUERIES = 2000, 1000  # images at most
 NEIGHBOURS, TEMPERATURE = 200, 0.1  # of protocol knn/instdisc-v1
+CLASS_PARTS = 6  # one of so many parts of a class is asked, as `contrast init` sets evaluation.knn.k
 CROP = 3 / 4  # of the side: two of them, in opposite corners, share a quarter of the image
 _FEWEST_HELD_OUT = 100  # images below which health is judged on training images: among few any view finds its sibling
 _BATCH = 250
@@ -66,8 +67,8 @@ class OnlineKnn:
         self._labels = torch.from_numpy(bank.labels).to(device)
         self._answers = torch.from_numpy(queries.labels).to(device)
         self._classes = int(max(bank.labels.max(), queries.labels.max())) + 1
-        # More neighbours than a class has images are of other classes for certain: digits lost 3 points by 200.
-        self._k = effective_k(NEIGHBOURS, max(1, len(bank) // len(np.unique(bank.labels))))
+        # Half of a class is no longer near: 127 neighbours of 127 digits a class hid what training had gained.
+        self._k = effective_k(NEIGHBOURS, max(1, len(bank) // (CLASS_PARTS * len(np.unique(bank.labels)))))
         self.queries = len(queries)
 
     @torch.no_grad()

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 FIGURES = {"knn_top1": "kNN", "self_match": "self-match"}
 NEAR_CHANCE = 0.03  # of chance
 GRACE = 0.1  # share of the run in which loss and spread are not judged
+NEARLY_ALL = 0.9
+NO_ROOM = 3  # standard errors; an untrained encoder gets 0.945 of 164 digits right, and a perfect one would 1.000
 PATIENCE = 3  # logged steps in a row that a loss has to be near chance
 
 
@@ -49,6 +51,11 @@ class Compared:
     def is_better(self) -> bool:
         """By more than a standard error; NaN is not."""
         return self.now - self.untrained > self.error
+
+    @property
+    def leaves_room(self) -> bool:
+        """Whether untrained features are not nearly perfect, or perfect ones would be told apart from them."""
+        return self.untrained < NEARLY_ALL or 1 - self.untrained > NO_ROOM * self.error
 
     @property
     def is_worse(self) -> bool:
@@ -130,7 +137,7 @@ class GainMonitor:
 
     def _judge(self, step: int, compared: Compared) -> str:
         """What half of the updates, or all, have brought; "" for a gain. Raises NoGainError where that is asked for."""
-        if compared.is_better:
+        if compared.is_better or not (compared.is_worse or compared.leaves_room):
             return ""
         who = "half of the updates have" if step == self._half_way else "training has"
         what = "made the features worse than" if compared.is_worse else "not made the features better than"

@@ -43,8 +43,15 @@ def failing(project):
     return run
 
 
-@pytest.mark.parametrize("experiment", [CROPS_OF_NOTHING, WILD_RATE], ids=["crops of nothing", "wild rate"])
-def test_what_destroys_the_features_is_called_a_loss_early_and_at_the_end(failing, capsys, experiment):
+@pytest.mark.parametrize(
+    ("experiment", "edits"),
+    [
+        (CROPS_OF_NOTHING, ["milder views (", "and more than 76 updates (train.batch_size 32 in place of 64)"]),
+        (WILD_RATE, ["a learning rate that can be learnt with (4000 at a batch of 256", "and milder views ("]),
+    ],
+    ids=["crops of nothing", "wild rate"],
+)
+def test_what_destroys_the_features_is_called_a_loss_early_and_at_the_end(failing, capsys, experiment, edits):
     folder = failing("linear_eval", experiment)
     said = capsys.readouterr().out
     pretrained = folder / "artifacts" / "runs" / "failing" / "pretrain"
@@ -52,9 +59,9 @@ def test_what_destroys_the_features_is_called_a_loss_early_and_at_the_end(failin
     metrics = json.loads((pretrained / "metrics.json").read_text())
     half = training["steps"] // 2
     text = next(r["text"] for r in training["remarks"] if r["step"] == half and r["text"].startswith("half of the"))
-    assert text.startswith("half of the updates have made the features worse than untrained: kNN 0.")
-    assert "most likely to help: milder views (" in text
-    assert "and more than 76 updates (train.batch_size 32 in place of 64)" in text
+    assert text.startswith("half of the updates have ")
+    assert "than untrained: kNN 0." in text
+    assert all(edit in text.partition("most likely to help: ")[2] for edit in edits)
     assert f"at step {half} of {training['steps']}: {text}" in said
     assert metrics["untrained"]["knn_top1"] > metrics["knn_top1"]
     (group,) = group_seeds(collect(folder / "artifacts", ["failing"]))
@@ -71,5 +78,7 @@ def test_what_destroys_the_features_is_called_a_loss_early_and_at_the_end(failin
 
 
 def test_on_no_gain_stop_ends_it_half_way(failing):
-    with pytest.raises(NoGainError, match=r"half of the updates have .*: kNN 0\.\d+ against 0\.\d+ untrained.*milder"):
+    with pytest.raises(
+        NoGainError, match=r"half of the updates have .*: kNN 0\.\d+ against 0\.\d+ untrained.*rate that can be learnt"
+    ):
         failing("pretrain", WILD_RATE.replace("on_no_gain: warn", "on_no_gain: stop"))

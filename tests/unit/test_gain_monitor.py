@@ -105,6 +105,13 @@ def test_a_gain_needs_no_words(watch):
     ] * 2
 
 
+def test_untrained_features_that_leave_no_room_for_a_gain_are_not_held_against_training(watch):
+    look = watch({"knn_top1": 0.97})
+    assert look(50, knn_top1=0.97) == look(100, knn_top1=0.975) == ""
+    look = watch({"knn_top1": 0.97})
+    assert look(50, knn_top1=0.9).startswith("half of the updates have made the features worse")
+
+
 def test_stop_ends_the_run_half_way_and_only_there(watch):
     look = watch({"knn_top1": 0.27}, on_no_gain="stop")
     look(40, knn_top1=0.1)
@@ -168,7 +175,7 @@ def worsening():
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    return make_store(tmp_path_factory.mktemp("gain") / "store")
+    return make_store(tmp_path_factory.mktemp("gain") / "store", labelled=False)  # with labels all are right untrained
 
 
 def remarks(out):
