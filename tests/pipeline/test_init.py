@@ -245,7 +245,7 @@ def test_pipes_devices_loops_bombs_and_broken_files_are_counted_and_passed_over(
 
 def test_three_images_are_too_few_to_train_on(tmp_path):
     fill(tmp_path / "photos", 3)
-    with pytest.raises(DataError, match="1 images are left for training; add some"):
+    with pytest.raises(DataError, match="of 3 images 1 are for training"):
         create(tmp_path / "pets", tmp_path / "photos")
     assert not (tmp_path / "pets").exists()
 
