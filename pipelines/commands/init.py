@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import click
@@ -31,10 +30,10 @@ def command(
     force: bool,
 ) -> None:
     """Say what was seen, guessed, chosen and written, and what to type next."""
-    # As stages have it, which the trial is to be as fast as; read when torch is imported.
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     from pipelines.project.create import Wishes, create
     from pipelines.project.questions import person
+    from pipelines.stage_process import set_up_torch
 
+    set_up_torch()  # as stages have it, which the trial is to be as fast as
     wishes = Wishes(mirror=mirror, colour=colour, minutes=minutes, trial=not no_trial, ask=person())
     create(directory, images, wishes=wishes, force=force, say=click.echo)

@@ -24,6 +24,7 @@ from pipelines.project.machine import Machine
 from pipelines.project.questions import Answers, Ask, answers
 from pipelines.project.speed import Speed, duration
 from pipelines.project.start import Start, choose
+from pipelines.yaml_text import flow
 
 if TYPE_CHECKING:
     from pipelines.project.trial import Trial
@@ -148,10 +149,10 @@ class _Plan:
 
 def _chosen(start: Start) -> list[str]:
     """Lines for the screen: each choice with its reason."""
-    loss = "" if start.loss is None else f", loss {write.flow(start.loss)}"
+    loss = "" if start.loss is None else f", loss {flow(start.loss)}"
     return [
         f'the row "{start.row}" of {write.TABLE}: {start.method["name"]}{loss}',
-        f"encoder {write.flow(start.encoder)}: {start.why['encoder']}",
+        f"encoder {flow(start.encoder)}: {start.why['encoder']}",
         f"size {start.size}: {start.why['size']}",
         f"views: {start.why['views']}",
         *([f"layout encoded: {start.why['layout']}"] if start.layout == "encoded" else []),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from string import Template
 
@@ -11,6 +11,7 @@ from cl_core.data.files import write_bytes
 from pipelines.project.look import Images
 from pipelines.project.questions import Answers
 from pipelines.project.start import Start
+from pipelines.yaml_text import flow
 
 TEMPLATES = Path(__file__).parents[1] / "templates" / "project"
 # File of a project -> its template. The suffix keeps DVC from taking the template of dvc.yaml for a pipeline of ours.
@@ -124,17 +125,6 @@ views:  # no mirroring and no large turns: they make other digits; no colour: th
         "jobs": 1,
         "jobs_why": "one uses all cores, several share them",
     }
-
-
-def flow(value: object) -> str:
-    """YAML on one line."""
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {flow(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, str):
-        return value if value.replace("-", "").replace("_", "").isalnum() else json.dumps(value)
-    if isinstance(value, Sequence):
-        return "[" + ", ".join(map(flow, value)) + "]"
-    return json.dumps(value)
 
 
 def _about(method: str) -> str:

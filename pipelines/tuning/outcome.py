@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from cl_core.project import merge
 from pipelines.tuning.search import Candidate, Search, winner
 from pipelines.tuning.space import Axis, Edit, Space, Values
 from pipelines.tuning.trial import FIGURES
+from pipelines.yaml_text import flow
 
 SUMMARY = "summary.json"
 SCHEMA = "# yaml-language-server: $schema=../.contrast/schema/experiment.json"
@@ -179,19 +179,9 @@ def _lines(edit: Mapping[str, Any], reasons: Mapping[tuple[str, ...], str], at: 
             yield from _lines(value, reasons, place)
         elif isinstance(value, list) and all(isinstance(item, Mapping) for item in value):
             yield f"{indent}{key}:{why}"
-            yield from (f"{indent}  - {_flow(item)}" for item in value)
+            yield from (f"{indent}  - {flow(item)}" for item in value)
         else:
-            yield f"{indent}{key}: {_flow(value)}{why}"
-
-
-def _flow(value: Any) -> str:
-    """A value on one line, as YAML."""
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {_flow(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_flow, value)) + "]"
-    plain = isinstance(value, str) and re.fullmatch(r"[a-z][\w-]*", value) and value not in ("true", "false", "null")
-    return value if plain else json.dumps(value)
+            yield f"{indent}{key}: {flow(value)}{why}"
 
 
 def _first_place(edit: Mapping[str, Any]) -> tuple[str, ...]:

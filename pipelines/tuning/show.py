@@ -78,9 +78,7 @@ class Screen:
         grid.add_column("setting", overflow="fold")
         for images in self._rungs:
             grid.add_column(f"{images:,}", justify="right", no_wrap=True)
-        for candidate in sorted(
-            self._search.tried, key=lambda c: (-max(c.results), -c.score(max(c.results)), c.number)
-        ):
+        for candidate in sorted(self._search.tried, key=_merit):
             style = "bold" if candidate is self._search.start else None
             cells = [_cell(candidate.results.get(rung)) for rung in range(len(self._rungs))]
             grid.add_row(str(candidate.number), escape(self._words(candidate)), *cells, style=style)

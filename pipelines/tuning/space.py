@@ -71,11 +71,8 @@ class Space:
         """
         space = cls(project=project, start=start, document=document, axes=[])
         method = _method(space, methods)
-        loss, views = (
-            [_temperature(space, method)],
-            [_crop(space), _of_recipe(space, "strength", "strength", STRENGTHS)],
-        )
-        axes = [_batch(start, images), _rate(start), *loss, *views, method]
+        views = [_crop(space), _of_recipe(space, "strength", "strength", STRENGTHS)]
+        axes = [_batch(start, images), _rate(start), _temperature(space, method), *views, method]
         return replace(space, axes=[axis for axis in axes if axis is not None and len(axis.choices) > 1])
 
     @property
