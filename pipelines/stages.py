@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     import torch
 
     from cl_core.data.store import Split
+    from cl_core.data.views import MaterializedViews
     from cl_core.training.processes import Devices
+    from cl_core.training.tracking import Observers
     from cl_core.types import Method, Representation
 
 DATASET = Path("artifacts/dataset")
@@ -184,31 +186,50 @@ def views(stage: Stage) -> None:
 
 def pretrain(stage: Stage) -> None:
     """Store and view plan -> encoder."""
-    from cl_core.config import OptimizerConfig, ScheduleConfig, TrainConfig
     from cl_core.data.views import MaterializedViews
     from cl_core.training.tracking import Observers
-    from cl_core.training.trainer import pretrain as run_pretrain
 
-    config = stage.config
-    trackers = [stage.registry.build("tracker", spec["name"], spec["options"]) for spec in config["trackers"]]
+    trackers = [stage.registry.build("tracker", spec["name"], spec["options"]) for spec in stage.config["trackers"]]
     plan = stage.folder("views") / "plan.json"
-    scratch = stage.project / ".contrast"
     fingerprint = _fingerprint(stage.resolved, stage.store.digest, sha256_file(plan))
-    run_pretrain(
-        stage.method(),
-        stage.pretraining_split(),
-        optimizer=_section(OptimizerConfig, config["optimizer"]),
-        schedule=_section(ScheduleConfig, config["schedule"]),
-        train=_section(TrainConfig, config["train"]),
-        seed=stage.seed,
-        out=stage.out,
-        checkpoints=scratch / "checkpoints" / f"pretrain@{stage.experiment}" / fingerprint,
+    train_encoder(
+        stage,
+        checkpoints=stage.project / ".contrast" / "checkpoints" / f"pretrain@{stage.experiment}" / fingerprint,
         card={"experiment": stage.experiment, "dataset": stage.store.digest, "resolved": stage.resolved},
         observers=Observers(stage.registry.manager.hook, trackers),
-        validation=stage.split("validation"),
         materialized=MaterializedViews.open(stage.folder("views")),
-        decisions=scratch / "decisions.json",
         devices=_devices(stage.project),
+    )
+
+
+def train_encoder(
+    stage: Stage,
+    *,
+    checkpoints: Path,
+    card: Mapping[str, Any],
+    observers: Observers,
+    materialized: MaterializedViews | None = None,
+    devices: Devices | None = None,
+) -> dict[str, Any]:
+    """Pretrain as a stage's input says; returns the figures of metrics.json. The rest: `trainer.pretrain`."""
+    from cl_core.config import OptimizerConfig, ScheduleConfig, TrainConfig
+    from cl_core.training.trainer import pretrain as run_pretrain
+
+    return run_pretrain(
+        stage.method(),
+        stage.pretraining_split(),
+        optimizer=_section(OptimizerConfig, stage.config["optimizer"]),
+        schedule=_section(ScheduleConfig, stage.config["schedule"]),
+        train=_section(TrainConfig, stage.config["train"]),
+        seed=stage.seed,
+        out=stage.out,
+        checkpoints=checkpoints,
+        card=card,
+        observers=observers,
+        validation=stage.split("validation"),
+        materialized=materialized,
+        decisions=stage.project / ".contrast" / "decisions.json",
+        devices=devices,
         stop=stage.stop,
     )
 

@@ -100,12 +100,12 @@ class Experiment:
     @property
     def steps(self) -> int:
         """Updates that pretraining made."""
-        return int((self.card.get("training") or {}).get("steps", 0))
+        return int(self._training.get("steps", 0))
 
     @property
     def self_match(self) -> tuple[float, float] | None:
         """The label-free figure of the online evaluation after and before training; None where there are labels."""
-        final = (self.card.get("training") or {}).get("final") or {}
+        final = self._training.get("final") or {}
         now, untrained = final.get("self_match"), (final.get("untrained") or {}).get("self_match")
         return None if now is None or untrained is None else (float(now), float(untrained))
 
@@ -113,8 +113,12 @@ class Experiment:
     def remarks(self) -> list[Remark]:
         """What observers said while it trained, in order. Raises DataError for a damaged card."""
         card, remake = self.folder / "pretrain" / "encoder.json", f"dvc repro pretrain@{self.name}"
-        found = (self.card.get("training") or {}).get("remarks", [])
-        return [_record(Remark, remark, card, remake) for remark in found]
+        return [_record(Remark, remark, card, remake) for remark in self._training.get("remarks", [])]
+
+    @property
+    def _training(self) -> Mapping[str, Any]:
+        """What the card says of the run."""
+        return self.card.get("training") or {}
 
     @property
     def command(self) -> str:

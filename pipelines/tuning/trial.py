@@ -24,8 +24,7 @@ from cl_core.resolve import stage_input
 from cl_core.training.probe import online_evaluation
 from cl_core.training.progress import Progress
 from cl_core.training.tracking import Observers
-from cl_core.training.trainer import pretrain
-from pipelines.stages import Stage, Stop
+from pipelines.stages import Stage, Stop, train_encoder
 from pipelines.tuning.space import Edit, Space
 
 # What a run is judged by, the first that it has: name in its figures -> in words. All are better when larger.
@@ -99,7 +98,7 @@ class Trials:
         stage = TrialStage(self._space.project.root, experiment.name, resolved, running / "out", self._stop)
         figures, failure = {}, ""
         try:
-            figures = self._train(stage, experiment, running / "checkpoints", progress)
+            figures = self._train(stage, running / "checkpoints", progress)
         except (CollapseError, torch.OutOfMemoryError) as error:
             failure = f"{type(error).__name__}: {error}"
         result = Result(edit=edit, images=images, failure=failure, **self._judged(figures, stage.out))
@@ -107,25 +106,9 @@ class Trials:
         shutil.rmtree(running)
         return result
 
-    def _train(
-        self, stage: Stage, experiment: Experiment, checkpoints: Path, progress: Progress
-    ) -> dict[str, float | None]:
-        return pretrain(
-            stage.method(),
-            stage.pretraining_split(),
-            optimizer=experiment.config.optimizer,
-            schedule=experiment.config.schedule,
-            train=experiment.config.train,
-            seed=stage.seed,
-            out=stage.out,
-            checkpoints=checkpoints,
-            card={"experiment": experiment.name},
-            observers=Observers(stage.registry.manager.hook, progress=progress),
-            validation=stage.split("validation"),
-            materialized=None,
-            decisions=stage.project / ".contrast" / "decisions.json",
-            stop=self._stop,
-        )
+    def _train(self, stage: Stage, checkpoints: Path, progress: Progress) -> dict[str, Any]:
+        observers = Observers(stage.registry.manager.hook, progress=progress)
+        return train_encoder(stage, checkpoints=checkpoints, card={"experiment": stage.experiment}, observers=observers)
 
     def _judged(self, figures: Mapping[str, float | None], out: Path) -> dict[str, Any]:
         figure, score = judge(figures)
