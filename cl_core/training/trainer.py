@@ -161,8 +161,8 @@ class Trainer:
             if self.is_logged:
                 self.log(output, observers)
             self.throughput.update(self.run.train.batch_size, loader.waited)
+            stopping = anywhere(stop())  # before anything is shown: who reads a step's line may count on a clean stop
             observers.show(self.status())
-            stopping = anywhere(stop())
             if stopping or self.is_last or self.step % self.run.train.save_every == 0:
                 self.save()
             if stopping and not self.is_last:
