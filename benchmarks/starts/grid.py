@@ -24,6 +24,8 @@ TRAINING_IMAGES = {
     "cifar-10000": 10000,
 }
 EXPLORED, STARTS, DIGITS = 60_000, 96_000, 30_000  # images seen
+MINUTES = {5: 192_000, 10: 384_000, 30: 1_152_000}  # images seen in so many minutes at 640 a second
+PRETEXT = ("rotation", "jigsaw", "context_prediction", "denoising_autoencoder", "colorization", "counting")
 SEEDS = (0, 1, 2)
 TURNED = {"name": "rotation", "degrees": 15}
 MICROSCOPE = [
@@ -48,7 +50,10 @@ def cells() -> Iterator[Cell]:
     for name in TRAINING_IMAGES:
         for size in (32, 48, 64):
             yield untrained(name, size)
+    yield from methods()
+    yield from budgets((5, 10))
     yield from changes()
+    yield from budgets((30,))
 
 
 def starts(seed: int) -> Iterator[Cell]:
@@ -68,9 +73,29 @@ def untrained(name: str, size: int) -> Cell:
     return {"row": "untrained", "set": name, "size": size, "seed": 0, "images": 0, "experiment": experiment}
 
 
+def methods() -> Iterator[Cell]:
+    """Candidates for the default, and what `contrast init` wrote before anything was measured."""
+    views, byol = photographs(32), {"hidden_dim": 512, "out_dim": 128, "predictor_hidden": 512}
+    yield change("hands", "simclr, full-strength chain, batch 256", {"recipe": {"name": "simclr"}}, size=64, batch=256)
+    yield change("hands", "byol", views, size=48, method={"name": "byol", **byol, "base_momentum": 0.97})
+    vicreg = {"name": "vicreg"}
+    yield change("hands", "vicreg, rate 0.1", views, size=48, lr=0.1, method=vicreg, loss=vicreg)
+    yield change("hands", "nnclr", views, size=48, method={"name": "nnclr"})
+    yield change("hands", "swav", views, size=48, method={"name": "swav", "epsilon": 0.02})
+    for name in PRETEXT:
+        yield change("hands", f"{name}, its own views", {}, size=48, method={"name": name})
+
+
+def budgets(minutes: tuple[int, ...]) -> Iterator[Cell]:
+    """What `contrast init` writes for so many minutes."""
+    for count in minutes:
+        yield change("hands", f"{count} minutes", photographs(32), size=48, budget=MINUTES[count])
+        yield change("cifar-3000", f"{count} minutes", photographs(), budget=MINUTES[count])
+
+
 def changes() -> Iterator[Cell]:
     """One change at a time."""
-    dcl, byol = {"name": "dcl", "temperature": 0.2}, {"hidden_dim": 512, "out_dim": 128, "predictor_hidden": 512}
+    dcl = {"name": "dcl", "temperature": 0.2}
     for seed in (0, 1):
         yield change("cifar-3000", "", photographs(), seed=seed)
         yield change("cifar-3000", "dcl", photographs(), loss=dcl, seed=seed)
@@ -90,23 +115,24 @@ def changes() -> Iterator[Cell]:
         yield change("letters", f"crop from {scale}, rotation, dcl", views, size=64, loss=dcl)
     for scale in (0.08, 0.4):
         yield change("hands", f"crops from {scale}", photographs(32, scale), size=64)
-    yield change("hands", "swav", photographs(32), size=64, method={"name": "swav", "epsilon": 0.02})
-    yield change("hands", "nnclr", photographs(32), size=64, method={"name": "nnclr"})
-    yield change("hands", "rotation", photographs(32), size=64, method={"name": "rotation"})
-    yield change("hands", "byol", photographs(32), size=64, method={"name": "byol", **byol, "base_momentum": 0.97})
-    vicreg = {"name": "vicreg"}
-    yield change("hands", "vicreg, rate 0.1", photographs(32), size=64, lr=0.1, method=vicreg, loss=vicreg)
     yield change("digits", "batch 256", chain(0.4, *ON_DIGITS), batch=256, budget=37_740)
 
 
 def change(name: str, what: str, views: Spec, **options: Any) -> Cell:
     """A cell whose row says how it differs."""
     size, budget = options.get("size", 32), options.pop("budget", EXPLORED)
-    crop = views["recipe"].get("size") if "recipe" in views else views["chains"]["augment"][0].get("size")
+    crop = crop_of(views)
     seed = options.get("seed", 0)
     parts = [f"{size} px", f"crops of {crop}" if crop else "", what, f"seed {seed}" if seed else ""]
     row = f"{name}, {budget:,} images seen: {', '.join(part for part in parts if part)}"
     return cell(name, row, views, budget=budget, **options)
+
+
+def crop_of(views: Spec) -> int | None:
+    """Side of the crops, None for the images' or where the method brings its views."""
+    if "recipe" in views:
+        return views["recipe"].get("size")
+    return views["chains"]["augment"][0].get("size") if "chains" in views else None
 
 
 def photographs(side: int | None = None, scale: float = 0.2) -> Spec:
@@ -141,7 +167,7 @@ def cell(
         "method": dict(method),
         "encoder": {"name": "resnet8", "width": 16},
         **({"loss": dict(loss)} if loss else {}),
-        "views": dict(views),
+        **({"views": dict(views)} if views else {}),
         "optimizer": {"name": "sgd", "lr": {"base": lr, "per": 256}, "weight_decay": 1e-4},
         "schedule": {"epochs": epochs, "warmup_epochs": round(0.1 * epochs, 2)},
         "train": {
