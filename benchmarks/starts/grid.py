@@ -25,7 +25,16 @@ TRAINING_IMAGES = {
 }
 EXPLORED, STARTS, DIGITS = 60_000, 96_000, 30_000  # images seen
 MINUTES = {5: 192_000, 10: 384_000, 30: 1_152_000}  # images seen in so many minutes at 640 a second
-PRETEXT = ("rotation", "jigsaw", "context_prediction", "denoising_autoencoder", "colorization", "counting")
+FLIPPED = {"recipe": {"name": "crop-flip", "min_scale": 0.3}}
+#: Pretext tasks with the views that they take and the optimiser that the story gives them.
+PRETEXT: dict[str, tuple[Spec, Spec | None]] = {
+    "rotation": (FLIPPED, None),
+    "jigsaw": ({}, None),
+    "context_prediction": ({}, None),
+    "denoising_autoencoder": (FLIPPED, {"name": "adamw", "lr": 1e-3, "weight_decay": 0.0}),
+    "colorization": (FLIPPED, {"name": "adamw", "lr": 1e-3, "weight_decay": 0.0}),
+    "counting": (FLIPPED, {"name": "adamw", "lr": 3e-4, "weight_decay": 5e-4}),
+}
 SEEDS = (0, 1, 2)
 TURNED = {"name": "rotation", "degrees": 15}
 MICROSCOPE = [
@@ -82,8 +91,9 @@ def methods() -> Iterator[Cell]:
     yield change("hands", "vicreg, rate 0.1", views, size=48, lr=0.1, method=vicreg, loss=vicreg)
     yield change("hands", "nnclr", views, size=48, method={"name": "nnclr"})
     yield change("hands", "swav", views, size=48, method={"name": "swav", "epsilon": 0.02})
-    for name in PRETEXT:
-        yield change("hands", f"{name}, its own views", {}, size=48, method={"name": name})
+    for name, (own, optimizer) in PRETEXT.items():
+        row = f"{name}, its own views"
+        yield change("hands", row, own, size=48, method={"name": name}, optimizer=optimizer)
 
 
 def budgets(minutes: tuple[int, ...]) -> Iterator[Cell]:
@@ -158,8 +168,9 @@ def cell(
     lr: float = 0.2,
     method: Spec | None = None,
     loss: Spec | None = None,
+    optimizer: Spec | None = None,
 ) -> Cell:
-    """SimCLR on resnet8 but for what is said. lr: at batch size 256, scaled linearly."""
+    """SimCLR on resnet8 but for what is said. lr: of SGD at batch size 256, scaled linearly."""
     if method is None:
         method, loss = {"name": "simclr"}, loss or {"name": "nt_xent", "temperature": 0.2}
     epochs = max(1, round(budget / (TRAINING_IMAGES[name] // batch * batch)))
@@ -168,7 +179,7 @@ def cell(
         "encoder": {"name": "resnet8", "width": 16},
         **({"loss": dict(loss)} if loss else {}),
         **({"views": dict(views)} if views else {}),
-        "optimizer": {"name": "sgd", "lr": {"base": lr, "per": 256}, "weight_decay": 1e-4},
+        "optimizer": dict(optimizer or {"name": "sgd", "lr": {"base": lr, "per": 256}, "weight_decay": 1e-4}),
         "schedule": {"epochs": epochs, "warmup_epochs": round(0.1 * epochs, 2)},
         "train": {
             "batch_size": batch,
