@@ -33,7 +33,6 @@ PRETEXT: dict[str, tuple[Spec, Spec | None]] = {
     "context_prediction": ({}, None),
     "denoising_autoencoder": (FLIPPED, {"name": "adamw", "lr": 1e-3, "weight_decay": 0.0}),
     "colorization": (FLIPPED, {"name": "adamw", "lr": 1e-3, "weight_decay": 0.0}),
-    "counting": (FLIPPED, {"name": "adamw", "lr": 3e-4, "weight_decay": 5e-4}),
 }
 SEEDS = (0, 1, 2)
 TURNED = {"name": "rotation", "degrees": 15}
