@@ -65,14 +65,19 @@ def require_buildable(project: Project, experiment: Experiment) -> None:
 def _summary(project: Project, experiment: Experiment) -> str:
     config = experiment.config
     if not getattr(project.registry.get("method", experiment.method["name"]).factory, "trains", True):
-        return f"{experiment.method['name']} on {experiment.encoder['name']}; not trained, seed {experiment.seed}"
+        return f"{experiment.method['name']} on {experiment.encoder['name']}; not trained, {_seeds(experiment)}"
     rate = config.optimizer.peak_lr(config.train.batch_size)
     loss = f", loss {experiment.loss['name']}" if experiment.loss else ""
     return (
         f"{experiment.method['name']} on {experiment.encoder['name']}{loss}; {config.optimizer.name}, "
         f"peak lr {rate:g}, {config.schedule.epochs} epochs of batches of {config.train.batch_size}, "
-        f"seed {experiment.seed}"
+        f"{_seeds(experiment)}"
     )
+
+
+def _seeds(experiment: Experiment) -> str:
+    seeds = [str(run.seed) for run in experiment.runs]
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}"
 
 
 def _attempt(problems: list[str], where: str, action: Callable[[], Any]) -> Any:

@@ -50,6 +50,18 @@ class PartSpec(Section):
         return dict(self.model_extra or {})
 
 
+def _once_each(seeds: list[int]) -> list[int]:
+    twice = sorted({seed for seed in seeds if seeds.count(seed) > 1})
+    if twice:
+        raise ValueError(f"lists {', '.join(map(str, twice))} twice; keep one")
+    return seeds
+
+
+Seeds = Annotated[
+    list[NonNegativeInt], Field(min_length=1, json_schema_extra={"uniqueItems": True}), AfterValidator(_once_each)
+]
+
+
 def _count_or_share(value: int | float) -> int | float:
     if isinstance(value, bool) or value < 0 or (isinstance(value, float) and value >= 1):
         raise ValueError("must be a share of the images in [0, 1) or a whole number of images")
@@ -235,11 +247,14 @@ class ExperimentConfig(Section):
     """One file of experiments/: what is trained and how."""
 
     extends: Name | None = None
-    """Another experiment whose settings hold where this file says nothing, e.g. the same with another seed."""
+    """Another experiment whose settings hold where this file says nothing, e.g. the same with another temperature."""
     description: str = ""
     """One line for the report."""
     seed: NonNegativeInt | None = None
     """Overrides the seed of params.yaml."""
+    seeds: Seeds | None = None
+    """Seeds to run the whole experiment with, e.g. `[0, 1, 2]`, each with stages of its own; tables and plots show
+    their mean. The run of `seed` is called like the experiment, another one EXPERIMENT-s1. null: `seed` alone."""
     labels: Fraction | None = None
     """Share of the labelled training images, the same number of every class, that pretraining gets to see, and nothing
     else; only for methods that learn from labels. Epochs count these images."""

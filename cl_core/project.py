@@ -26,7 +26,7 @@ Spec = dict[str, Any]  # {"name": ..., "options": {...}}, defaults filled in
 class Experiment:
     """One experiment with every part resolved; `chains` are spelt out also where a recipe was named.
 
-    student: the encoder of distillation, None without a section `distil`.
+    student: the encoder of distillation, None without a section `distil`. seed: its own, whatever `seeds` lists.
     """
 
     name: str
@@ -40,6 +40,19 @@ class Experiment:
     student: Spec | None
     seed: int
 
+    @property
+    def runs(self) -> list[Experiment]:
+        """One for each of its seeds, as stages see it.
+
+        A run's name follows from its own seed alone, so that a seed more or less renames no other run.
+        """
+        seeds = self.config.seeds or [self.seed]
+        return [replace(self, name=self.run_name(seed), seed=seed) for seed in seeds]
+
+    def run_name(self, seed: int) -> str:
+        """Name of the run with a seed: the experiment's for its own seed, EXPERIMENT-sSEED for any other."""
+        return self.name if seed == self.seed else f"{self.name}-s{seed}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Project:
@@ -51,6 +64,10 @@ class Project:
     finetune_chain: list[Spec]
     experiments: list[Experiment]
     registry: Registry
+
+    def runs_of(self, names: Sequence[str]) -> list[str]:
+        """Names of all runs of the named experiments."""
+        return [run.name for experiment in self.experiments if experiment.name in names for run in experiment.runs]
 
 
 def load_project(root: Path) -> Project:
@@ -127,7 +144,21 @@ class PartChecker:
 
 def _experiment(root: Path, name: str, registry: Registry, seed: int, problems: list[str]) -> Experiment | None:
     document = _collect(problems, lambda: read_experiment(root, name))
-    return None if document is None else _collect(problems, lambda: check_experiment(name, document, registry, seed))
+    if document is None:
+        return None
+    experiment = _collect(problems, lambda: check_experiment(name, document, registry, seed))
+    if experiment is not None:
+        problems += _clashes(root, experiment, document)
+    return experiment
+
+
+def _clashes(root: Path, experiment: Experiment, document: Document) -> Iterator[str]:
+    """Runs that are called like another experiment."""
+    for run in experiment.runs:
+        file = f"experiments/{run.name}.yaml"
+        if run.name != experiment.name and (root / file).is_file():
+            rule = f"the run of seed {run.seed} is called {run.name}, which {file} is too; rename or delete that file"
+            yield document.problem(["seeds"], rule)
 
 
 def check_experiment(name: str, document: Document, registry: Registry, seed: int) -> Experiment:
@@ -182,7 +213,10 @@ def read_experiment(root: Path, name: str, seen: tuple[str, ...] = ()) -> Docume
         raise ConfigError(document.problem(["extends"], f"{' -> '.join((*seen, name, base))} is a circle; break it"))
     if not (folder / f"{base}.yaml").is_file():
         raise ConfigError(document.problem(["extends"], f"there is no file experiments/{base}.yaml"))
-    merged = merge(read_experiment(root, str(base), (*seen, name)).data, document.data)
+    inherited = dict(read_experiment(root, str(base), (*seen, name)).data)
+    if "seed" in document.data:  # a file that names one seed means that one
+        inherited.pop("seeds", None)
+    merged = merge(inherited, document.data)
     return replace(document, data=merged)
 
 

@@ -1,15 +1,20 @@
 """Write the complete input of every stage to artifacts/resolved/, so that a stage reruns exactly when that changes.
 
 A resolved file holds the settings with their defaults, who provides each part (version and source digest), and the
-digest of the engine's modules that the stage uses. Files are rewritten only where their bytes change.
+digest of the engine's modules that the stage uses. runs.yaml beside params.yaml lists the runs, one per experiment and
+seed, of which dvc.yaml makes stages. Files are rewritten only where their bytes change.
 """
 
 from __future__ import annotations
 
+import io
+import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from ruamel.yaml import YAML
 
 from cl_core.data.files import write_bytes
 from cl_core.errors import ConfigError, ContrastError
@@ -18,20 +23,25 @@ from cl_core.provenance import Sources, library_versions
 from cl_core.registry import Entry
 
 RESOLVED = Path("artifacts/resolved")
+RUN_LIST = Path("runs.yaml")
+RUN_LIST_HEAD = """\
+# The runs of this project, one per experiment and seed, of which dvc.yaml makes stages. Written by contrast from
+# params.yaml and experiments/: edit those, and commit this.
+"""
 ONCE = ("ingest", "report")
 PER_EXPERIMENT = ("views", "pretrain", "embed", "linear_eval", "finetune", "diagnose")
 OPTIONAL = ("distil",)  # of the experiments that the list of the same name in params.yaml names
 
 
 def write_resolved(root: Path) -> list[Path]:
-    """Check the project and bring artifacts/resolved/ up to date.
+    """Check the project and bring artifacts/resolved/ and runs.yaml up to date.
 
     Returns the files that changed, relative to the root. Raises ConfigError with every problem of the project.
     """
-    files = resolved_files(load_project(root))
+    project = load_project(root)
+    files = {path: (json.dumps(c, indent=2) + "\n").encode() for path, c in resolved_files(project).items()}
     changed = []
-    for path, content in files.items():
-        data = (json.dumps(content, indent=2) + "\n").encode()
+    for path, data in {**files, RUN_LIST: run_list(project)}.items():
         target = root / path
         if not target.is_file() or target.read_bytes() != data:
             write_bytes(target, data)
@@ -39,8 +49,17 @@ def write_resolved(root: Path) -> list[Path]:
     return changed + _remove_stale(root, set(files))
 
 
+def run_list(project: Project) -> bytes:
+    """What runs.yaml has to say: the runs that there are, and those of them that are diagnosed and distilled."""
+    params = project.params
+    listed = {"all": params.experiments, "diagnose": params.diagnose, "distil": params.distil}
+    text = io.StringIO()
+    YAML().dump({"runs": {key: project.runs_of(names) for key, names in listed.items()}}, text)
+    return (RUN_LIST_HEAD + text.getvalue()).encode()
+
+
 def resolved_files(project: Project) -> dict[Path, dict[str, Any]]:
-    """{path relative to the root: content} for every stage of every experiment."""
+    """{path relative to the root: content} for every stage of every run."""
     sources = Sources()
     engines = {stage: _engine(stage, sources) for stage in (*ONCE, *PER_EXPERIMENT, *OPTIONAL)}
     files = {
@@ -49,9 +68,9 @@ def resolved_files(project: Project) -> dict[Path, dict[str, Any]]:
     }
     for experiment in project.experiments:
         optional = [stage for stage in OPTIONAL if experiment.name in getattr(project.params, stage)]
-        for stage in (*PER_EXPERIMENT, *optional):
-            content = _stage(project, experiment, stage, sources)
-            files[RESOLVED / experiment.name / f"{stage}.json"] = content | {"engine": engines[stage]}
+        for run, stage in itertools.product(experiment.runs, (*PER_EXPERIMENT, *optional)):
+            content = _stage(project, run, stage, sources)
+            files[RESOLVED / run.name / f"{stage}.json"] = content | {"engine": engines[stage]}
     return files
 
 
@@ -92,8 +111,9 @@ def _report(project: Project) -> dict[str, Any]:
         "stage": "report",
         "config": {
             "title": project.params.title,
-            "experiments": {e.name: e.config.description for e in project.experiments},
-            "distil": project.params.distil,
+            "experiments": {run.name: e.config.description for e in project.experiments for run in e.runs},
+            "runs": {e.name: {run.name: run.seed for run in e.runs} for e in project.experiments},
+            "distil": project.runs_of(project.params.distil),
             "claims": [claim.model_dump(mode="json") for claim in project.params.claims],
         },
         "parts": [],
@@ -182,7 +202,7 @@ def _provider(project: Project, kind: str, spec: Spec, sources: Sources) -> dict
 
 
 def _remove_stale(root: Path, current: set[Path]) -> list[Path]:
-    """Drop resolved files of experiments that are no longer listed."""
+    """Drop resolved files of runs that are no longer listed."""
     stale = [path for path in (root / RESOLVED).rglob("*.json") if path.relative_to(root) not in current]
     for path in stale:
         path.unlink()

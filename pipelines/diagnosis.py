@@ -16,7 +16,7 @@ from cl_core.errors import ConfigError, did_you_mean
 from cl_core.resolve import RESOLVED, write_resolved
 from pipelines.gpus import gpu_slots
 from pipelines.locks import locked
-from pipelines.planning import LOCKS, require_project
+from pipelines.planning import LOCKS, chosen_runs, read_sweeps, require_project
 
 RUNS = Path("artifacts/runs")
 TRAINED = ("seed", "image_size", "method", "encoder", "loss", "score", "chains")  # what decides a method
@@ -24,20 +24,27 @@ STYLES = {"fine": "green", "warning": "bold red", "skipped": "dim"}
 
 
 def run(folder: Path, experiment: str) -> None:
-    """Bring the resolved inputs up to date, run the stage, print its findings.
+    """Bring the resolved inputs up to date, run the stage for every seed of an experiment, print the findings.
 
     Raises ConfigError where the experiment is unknown, has not been pretrained with the present settings, or its method
     has no questions.
     """
     project = require_project(folder)
     write_resolved(project)
-    _require_trained(project, experiment)
-    address = f"diagnose@{experiment}"
+    runs = chosen_runs(read_sweeps(project), [experiment])
+    for name in runs:
+        _require_trained(project, name)
+    for name in runs:
+        _diagnose(project, name)
+
+
+def _diagnose(project: Path, name: str) -> None:
+    address = f"diagnose@{name}"
     with locked(project / LOCKS / f"{address}.lock", f"stage {address}"), gpu_slots(address):
         from pipelines.stages import run_stage
 
-        run_stage(project, "diagnose", experiment)
-    print_findings(read_json(project / RUNS / experiment / "diagnose" / "findings.json"), experiment, Console())
+        run_stage(project, "diagnose", name)
+    print_findings(read_json(project / RUNS / name / "diagnose" / "findings.json"), name, Console())
 
 
 def print_findings(found: Mapping[str, Any], experiment: str, console: Console) -> None:
@@ -69,8 +76,7 @@ def _require_trained(project: Path, experiment: str) -> None:
     known = sorted(path.name for path in (project / RESOLVED).iterdir() if path.is_dir())
     if experiment not in known:
         raise ConfigError(
-            f"no experiment is called {experiment!r}{did_you_mean(experiment, known)}; params.yaml lists: "
-            f"{', '.join(known)}"
+            f"no experiment is called {experiment!r}{did_you_mean(experiment, known)}; there are: {', '.join(known)}"
         )
     pretrained = RUNS / experiment / "pretrain"
     if not (project / pretrained / "method.safetensors").is_file():

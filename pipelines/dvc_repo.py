@@ -58,7 +58,7 @@ class Stage:
 
     @property
     def experiment(self) -> str | None:
-        """`simclr` of `pretrain@simclr`; None for stages that all experiments share."""
+        """The run: `simclr-s1` of `pretrain@simclr-s1`; None for stages that all experiments share."""
         return self.name.partition("@")[2] or None
 
 
@@ -76,17 +76,17 @@ class Plan:
 
     @property
     def experiments(self) -> list[str]:
-        """Names of the experiments, in the order of the graph."""
+        """Names of the runs, one per experiment and seed, in the order of the graph."""
         return list(dict.fromkeys(stage.experiment for stage in self.stages if stage.experiment))
 
     def only(self, experiments: Iterable[str]) -> Plan:
-        """The shared stages and those of the named experiments. Raises ConfigError for names that are not there."""
+        """The shared stages and those of the named runs. Raises ConfigError for names that are not there."""
         wanted = list(experiments)
         known = self.experiments
         unknown = [name for name in wanted if name not in known]
         if unknown:
             raise ConfigError(
-                f"no experiment is called {name!r}{did_you_mean(name, known)}; params.yaml lists: {', '.join(known)}"
+                f"no experiment is called {name!r}{did_you_mean(name, known)}; there are: {', '.join(known)}"
                 for name in unknown
             )
         kept = [stage for stage in self.stages if stage.experiment is None or stage.experiment in wanted]

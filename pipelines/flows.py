@@ -141,16 +141,21 @@ def run_stage_on_worker(stage: Stage, project: Path, jobs: int, needed: bool) ->
 
 
 @flow(name="contrast", task_runner=ThreadPoolTaskRunner(), persist_result=False)
-def pipeline(experiments: list[str] | None = None, project: str = ".", jobs: int | None = None) -> dict[str, str]:
+def pipeline(
+    experiments: list[str] | None = None,
+    project: str = ".",
+    jobs: int | None = None,
+    seeds: list[int] | None = None,
+) -> dict[str, str]:
     """Bring the stages of some or all experiments of a project up to date.
 
-    experiments: names from params.yaml; none means all. jobs: stages side by side, which share the cores, by default
-    run.jobs of params.yaml.
+    experiments: names from params.yaml, seeds: of theirs; none means all. jobs: stages side by side, which share the
+    cores, by default run.jobs of params.yaml.
     Returns stage -> "ran", "restored" or "up to date". Raises PipelineFailed after the independent stages are done.
     """
     folder = require_project(Path(project))
     with exclusive(folder):
-        plan = plan_run(folder, experiments or ())
+        plan = plan_run(folder, experiments or (), seeds or ())
         settings = RunSettings.read(folder)
         jobs = jobs or settings.jobs
         board = Board(stage.name for stage in plan.stages)
@@ -248,11 +253,11 @@ def _publish(project: Path, experiments: Sequence[str]) -> None:
         create_link_artifact(page.as_uri(), link_text=str(page), key="report", description="Report, one offline page")
 
 
-def run_pipeline(project: Path, experiments: Sequence[str], jobs: int | None) -> dict[str, str]:
+def run_pipeline(project: Path, experiments: Sequence[str], seeds: Sequence[int], jobs: int | None) -> dict[str, str]:
     """Run the flow from the command line, tagged with this process so that a killed run can be told from a live one."""
     crash_dead_runs()
     with tags(*_process_tags()):
-        state = pipeline(list(experiments) or None, str(project), jobs, return_state=True)
+        state = pipeline(list(experiments) or None, str(project), jobs, list(seeds) or None, return_state=True)
     outcomes: dict[str, str] = state.result()
     return outcomes
 

@@ -23,6 +23,21 @@ class Minutes(click.FloatRange):
         return minutes
 
 
+class Seeds(click.ParamType):
+    """Seeds separated by commas."""
+
+    name = "seeds"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """ "0,2" -> (0, 2)."""
+        if isinstance(value, tuple):
+            return value
+        seeds = [part.strip() for part in str(value).split(",")]
+        if not all(seed.isascii() and seed.isdigit() for seed in seeds):
+            self.fail(f"{value!r} is no list of seeds; write whole numbers separated by commas, such as 0,2.")
+        return tuple(map(int, seeds))
+
+
 project_option = click.option(
     "--project",
     default=".",

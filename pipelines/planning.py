@@ -6,7 +6,7 @@ deployment without the command line. Starts nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Literal
 
 from ruamel.yaml import YAML
 
+from cl_core.data.files import read_json
 from cl_core.errors import ConfigError
 from pipelines import dvc_repo
 from pipelines.locks import locked
@@ -77,12 +78,61 @@ def bring_resolved_up_to_date(project: Path) -> None:
     receipt.keep(project, inputs)
 
 
-def plan_run(project: Path, experiments: Iterable[str] = ()) -> dvc_repo.Plan:
+def plan_run(project: Path, experiments: Sequence[str] = (), seeds: Sequence[int] = ()) -> dvc_repo.Plan:
     """Write the resolved inputs of all stages, then read which stages are out of date.
 
-    experiments: names to restrict the plan to; none means all. Raises ConfigError with every mistake in the settings.
+    experiments, seeds: what to restrict the plan to; none means all. Raises ConfigError with every mistake in the
+    settings.
     """
     bring_resolved_up_to_date(project)
     plan = dvc_repo.look(project)
-    wanted = list(experiments)
-    return plan.only(wanted) if wanted else plan
+    sweeps = read_sweeps(project)
+    _require_stages(plan, [run for sweep in sweeps.values() for run in sweep])
+    return plan.only(chosen_runs(sweeps, experiments, seeds)) if experiments or seeds else plan
+
+
+Sweeps = Mapping[str, Mapping[str, int]]  # experiment -> run -> seed
+
+
+def read_sweeps(project: Path) -> Sweeps:
+    """The runs of every experiment, as last resolved; {} where nothing has been."""
+    from cl_core.resolve import RESOLVED
+
+    resolved = project / RESOLVED / "report.json"
+    sweeps: Sweeps = read_json(resolved)["config"]["runs"] if resolved.is_file() else {}
+    return sweeps
+
+
+def chosen_runs(sweeps: Sweeps, names: Iterable[str], seeds: Sequence[int] = ()) -> list[str]:
+    """The runs of the named experiments, all where none is named, that have one of the seeds, any where none is given.
+
+    names: of experiments, or of single runs; others are left for `Plan.only` to refuse. Raises ConfigError for a seed
+    that no chosen experiment has, and for a named one that has none of the seeds.
+    """
+    runs = {run: {run: seed} for sweep in sweeps.values() for run, seed in sweep.items()}
+    known, named = {**runs, **sweeps}, list(names)
+    chosen = {name: known[name] for name in named or sweeps if name in known}
+    if seeds:
+        _require_seeds(chosen, seeds, every=bool(named))
+    found = [run for sweep in chosen.values() for run, seed in sweep.items() if not seeds or seed in seeds]
+    return found + [name for name in named if name not in known]
+
+
+def _require_seeds(chosen: Sweeps, seeds: Sequence[int], *, every: bool) -> None:
+    """Raise ConfigError for a seed that is nowhere, and, with `every`, for an experiment with none of the seeds."""
+    found = {seed for sweep in chosen.values() for seed in sweep.values()}
+    problems = [f"no chosen experiment has the seed {seed}" for seed in seeds if seed not in found]
+    without = [name for name, sweep in chosen.items() if every and not set(seeds) & set(sweep.values())]
+    problems = problems or [f"{name} has none of the seeds {', '.join(map(str, seeds))}" for name in without]
+    if problems:
+        have = "; ".join(f"{name} has {', '.join(map(str, sweep.values()))}" for name, sweep in chosen.items())
+        raise ConfigError(f"--seeds: {problem} ({have}); add it to `seeds` of its file" for problem in problems)
+
+
+def _require_stages(plan: dvc_repo.Plan, runs: Iterable[str]) -> None:
+    absent = [run for run in runs if run not in plan.experiments]
+    if absent:
+        raise ConfigError(
+            f"dvc.yaml makes no stages of {', '.join(absent)}; copy it from a new project made by `contrast init`, "
+            f"whose dvc.yaml loops over the runs in runs.yaml"
+        )

@@ -1,7 +1,7 @@
 """What artifacts/resolved/ was last made of: where none of it has changed, a run need not resolve again, or load torch.
 
 Resolving is a function of the settings, the code of plugins and engine, what is installed, and the images. The receipt
-holds a hash of each but the images, whose fingerprint is in ingest.json, and of the resolved files themselves.
+holds a hash of each but the images, whose fingerprint is in ingest.json, and of what resolving has written.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from cl_core.data.files import read_json, sha256_bytes, sha256_file, write_json
 from cl_core.project import build_source
 from cl_core.provenance import ENGINE, RESOURCES, top_level
 from cl_core.registry import Registry, load_registry
-from cl_core.resolve import RESOLVED
+from cl_core.resolve import RESOLVED, RUN_LIST
 
 RECEIPT = Path(".contrast/resolved.json")
 CODE = (".py", *RESOURCES)
@@ -71,7 +71,7 @@ def _inputs(project: Path, registry: Registry) -> dict[str, str]:
 
 
 def _resolved(project: Path) -> str:
-    return _digest((project / RESOLVED).rglob("*.json"))
+    return _digest([project / RUN_LIST, *(project / RESOLVED).rglob("*.json")])
 
 
 def _packages(registry: Registry) -> set[str]:

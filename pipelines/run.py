@@ -21,8 +21,15 @@ from pipelines.server import Server, configured, reach_configured, set_environme
 REPORT = Path("artifacts/report/index.html")
 
 
-def run(folder: Path, experiments: Sequence[str], *, jobs: int | None = None, record: bool = False) -> None:
-    """Bring a project up to date and show its results.
+def run(
+    folder: Path,
+    experiments: Sequence[str],
+    seeds: Sequence[int] = (),
+    *,
+    jobs: int | None = None,
+    record: bool = False,
+) -> None:
+    """Bring a project, or the named experiments and seeds of it, up to date and show the results.
 
     record: run the flow even where nothing is out of date, so that Prefect has a record of it.
     Raises ContrastError (ConfigError for wrong settings, PipelineFailed for failed stages), KeyboardInterrupt.
@@ -30,11 +37,11 @@ def run(folder: Path, experiments: Sequence[str], *, jobs: int | None = None, re
     project = require_project(folder)
     console = Terminal()
     with console.status("checking settings and looking for changes"), exclusive(project):
-        plan = plan_run(project, experiments)
+        plan = plan_run(project, experiments, seeds)
     failed: ContrastError | None = None
     if plan.changed or record or configured():
         try:
-            _run_flow(project, experiments, jobs, console)
+            _run_flow(project, experiments, seeds, jobs, console)
         except ContrastError as error:  # what the other stages gave is still worth showing
             failed = error
     else:
@@ -44,7 +51,9 @@ def run(folder: Path, experiments: Sequence[str], *, jobs: int | None = None, re
         raise failed
 
 
-def _run_flow(project: Path, experiments: Sequence[str], jobs: int | None, console: Console) -> None:
+def _run_flow(
+    project: Path, experiments: Sequence[str], seeds: Sequence[int], jobs: int | None, console: Console
+) -> None:
     with console.status("starting Prefect (about 15 s the first time)"):
         server = _reach_or_start_server(project)
         with warnings.catch_warnings():  # of Prefect's own dependencies; the user can do nothing about them
@@ -52,7 +61,7 @@ def _run_flow(project: Path, experiments: Sequence[str], jobs: int | None, conso
             from pipelines.flows import run_pipeline
         if server is not None:  # it starts while we import
             server.wait()
-    run_pipeline(project, experiments, jobs)
+    run_pipeline(project, experiments, seeds, jobs)
 
 
 def _reach_or_start_server(project: Path) -> Server | None:

@@ -17,7 +17,7 @@ from cl_core.allocator import keep_freed_memory
 from cl_core.data.files import read_json, sha256_bytes, sha256_file, write_json
 from cl_core.errors import ConfigError, did_you_mean
 from cl_core.registry import Registry, load_registry
-from cl_core.resolve import RESOLVED, write_resolved
+from cl_core.resolve import RESOLVED, RUN_LIST, write_resolved
 from pipelines.planning import RunSettings
 from pipelines.ranks import Place
 
@@ -141,9 +141,17 @@ class Stage:
 
 
 def resolve(project: Path) -> None:
-    """Bring artifacts/resolved/ up to date and say what changed."""
+    """Bring artifacts/resolved/ and runs.yaml up to date and say what changed.
+
+    Raises ConfigError where DVC has begun with a list of runs that is no longer right.
+    """
     changed = write_resolved(project)
     print(f"resolved: {len(changed)} files changed" + "".join(f"\n  {path}" for path in changed))
+    if RUN_LIST in changed and "DVC_STAGE" in os.environ:
+        raise ConfigError(
+            f"{RUN_LIST} did not list the runs of these settings and has been brought up to date; DVC had read it "
+            f"before, so run the same command again"
+        )
 
 
 def ingest(project: Path) -> None:
@@ -398,7 +406,8 @@ PER_EXPERIMENT: dict[str, Callable[[Stage], None]] = {
 def _read_resolved(project: Path, path: Path, stage: str) -> dict[str, Any]:
     if not (project / path).is_file():
         raise ConfigError(
-            f"stage {stage} has not been resolved ({path} is missing); run `contrast stage resolve` first"
+            f"stage {stage} has not been resolved ({path} is missing); run `contrast stage resolve` first, or name one "
+            f"of the runs in {RUN_LIST}"
         )
     resolved: dict[str, Any] = read_json(project / path)
     return resolved

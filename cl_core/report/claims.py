@@ -83,7 +83,7 @@ def _judged(claim: ClaimConfig, groups: Sequence[Group]) -> Outcome:
         if len(seeds) > 1:
             found = _over_seeds(claim, seeds)
         else:
-            pair = [_named(name, group) for name, group in ((claim.better, better), (claim.worse, worse))]
+            pair = seeds[0] if seeds else (_named(claim.better, better), _named(claim.worse, worse))
             found = _COMPARE[claim.kind](claim, *pair)
     except NotComparableError as error:
         return Outcome(claim, "not checked", str(error))
@@ -97,14 +97,14 @@ def _state(found: Compared) -> State:
 
 
 def _group_of(name: str, groups: Sequence[Group]) -> Group:
-    found = [group for group in groups if any(e.name == name for e in group.experiments)]
+    found = [group for group in groups if any(name in (e.name, e.file) for e in group.experiments)]
     if not found:
         raise NotComparableError(f"{name} has no results yet; run `contrast run {name}`")
     return found[0]
 
 
 def _named(name: str, group: Group) -> Experiment:
-    return next(experiment for experiment in group.experiments if experiment.name == name)
+    return next(experiment for experiment in group.experiments if name in (experiment.name, experiment.file))
 
 
 def _shared_seeds(better: Group, worse: Group) -> list[tuple[Experiment, Experiment]]:

@@ -10,7 +10,7 @@ import csv
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -58,15 +58,17 @@ class Outcome(Generic[Result]):
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """All that the report needs of one experiment, apart from images and features.
+    """All that the report needs of one run of an experiment, apart from images and features.
 
-    folder: artifacts/runs/<name>. resolved: stage -> its resolved input. card: encoder.json. missing: stages that have
-    left nothing, in pipeline order. diagnosed: what `contrast diagnose` found in the method as it is now, or None.
-    encoder_bytes and encoder_sha256: of encoder.safetensors.
+    folder: artifacts/runs/<name>. file: name of the experiment's file, which all its seeds share, "" where unknown.
+    resolved: stage -> its resolved input. card: encoder.json. missing: stages that have left nothing, in pipeline
+    order. diagnosed: what `contrast diagnose` found in the method as it is now, or None. encoder_bytes and
+    encoder_sha256: of encoder.safetensors.
     """
 
     name: str
     folder: Path
+    file: str = ""
     description: str = ""
     resolved: Mapping[str, Resolved] = field(default_factory=dict)
     card: Mapping[str, Any] = field(default_factory=dict)
@@ -150,13 +152,18 @@ def collect(artifacts: Path, names: Sequence[str], *, timing: bool = True) -> li
     report = read_resolved(artifacts / "resolved" / "report.json")
     config = report.config if report else {}
     descriptions, distilled = config.get("experiments", {}), config.get("distil", [])
+    files = {run: file for file, runs in config.get("runs", {}).items() for run in runs}
     return [
-        _experiment(artifacts, name, str(descriptions.get(name, "")), distilled=name in distilled, timing=timing)
+        replace(
+            _experiment(artifacts, name, distilled=name in distilled, timing=timing),
+            file=files.get(name, ""),
+            description=str(descriptions.get(name, "")),
+        )
         for name in names
     ]
 
 
-def _experiment(artifacts: Path, name: str, description: str, *, distilled: bool, timing: bool) -> Experiment:
+def _experiment(artifacts: Path, name: str, *, distilled: bool, timing: bool) -> Experiment:
     folder = artifacts / "runs" / name
     pretrain, weights = folder / "pretrain", folder / "pretrain" / "encoder.safetensors"
     resolved = _resolved(artifacts / "resolved" / name)
@@ -168,7 +175,6 @@ def _experiment(artifacts: Path, name: str, description: str, *, distilled: bool
     return Experiment(
         name=name,
         folder=folder,
-        description=description,
         resolved=resolved,
         card=read_mapping(pretrain / "encoder.json", remake),
         curves=read_curves(pretrain / "curves.csv", remake),

@@ -59,8 +59,8 @@ class Measured:
 class Group:
     """Experiments that differ in nothing but the seed (often just one), at least one of them evaluated or trained.
 
-    index: position among the groups, which fixes colour and marker. label: name of the experiment, or what the names
-    of a group begin with.
+    index: position among the groups, which fixes colour and marker. label: name of the experiment; of several that
+    differ by the seed alone, what their names begin with.
     """
 
     index: int
@@ -198,18 +198,21 @@ def group_seeds(experiments: Iterable[Experiment]) -> list[Group]:
 
 
 def _labels(groups: list[list[Experiment]]) -> list[str]:
-    """What the names of each group begin with, where that tells the groups apart; else all its names."""
-    stems = [_stem([experiment.name for experiment in group]) for group in groups]
+    """The experiment of each group, or what its names begin with, where that tells the groups apart; else all names."""
+    stems = [_stem(group) for group in groups]
     return [
         ", ".join(experiment.name for experiment in group) if not stem or stems.count(stem) > 1 else stem
         for stem, group in zip(stems, groups, strict=True)
     ]
 
 
-def _stem(names: list[str]) -> str:
-    """["simclr-seed0", "simclr-seed1"] -> "simclr"."""
+def _stem(group: list[Experiment]) -> str:
+    """ "simclr" of its seeds, and of the experiments "simclr-seed0" and "simclr-seed1"."""
+    names, files = [experiment.name for experiment in group], {experiment.file for experiment in group}
     if len(names) == 1:
         return names[0]
+    if len(files) == 1 and "" not in files:
+        return files.pop()
     shared = "".join(
         a for a, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(min(names), max(names), strict=False))
     )

@@ -23,6 +23,7 @@ from cl_core.data.files import write_bytes
 from cl_core.data.store import Store
 from cl_core.report.claims import judge
 from cl_core.report.collect import Experiment, collect, read_panels, read_resolved, read_statistics
+from cl_core.report.diagnoses import diagnoses
 from cl_core.report.distillation import distillations
 from cl_core.report.figures import swatch
 from cl_core.report.groups import NONE, Group, group_seeds, percent, points, share_name
@@ -95,7 +96,7 @@ def write_report(
         experiments=collected,
         groups=groups,
         dataset=dataset,
-        headline=_headline(dataset, len(collected), groups, shown),
+        headline=_headline(dataset, collected, groups, shown),
         caveats=[(experiment.name, line) for experiment in collected for line in _caveats(experiment, dataset)],
         tables=[(table, overview_plot(table, f"overview-{k}")) for k, table in enumerate(shown)],
         boards=[(board, timeline(board, f"timeline-{k}")) for k, board in enumerate(leaderboards(shown))],
@@ -107,7 +108,7 @@ def write_report(
         label_plots=_label_plots(groups),
         distillations=distillations(groups),
         panels=_panels(groups),
-        diagnosed=[e for group in groups for e in group.experiments if e.diagnosed],
+        diagnosed=diagnoses(groups),
         ingest=read_resolved(artifacts / "resolved" / "ingest.json"),
         timing=timing,
     )
@@ -199,9 +200,11 @@ def _dataset_warnings(store: Store, copies: int, quarantined: int) -> Iterator[s
         yield "The training images have no labels of two classes, so representations were trained but not judged."
 
 
-def _headline(dataset: Dataset, total: int, groups: Sequence[Group], shown: Sequence[Table]) -> list[str]:
+def _headline(
+    dataset: Dataset, collected: Sequence[Experiment], groups: Sequence[Group], shown: Sequence[Table]
+) -> list[str]:
     """What was gained or lost first, where anything was judged, then what was done."""
-    return [*_outcome(groups, shown), _overview(dataset, total, groups, judged=bool(shown))]
+    return [*_outcome(groups, shown), _overview(dataset, collected, groups, judged=bool(shown))]
 
 
 def _outcome(groups: Sequence[Group], shown: Sequence[Table]) -> list[str]:
@@ -218,15 +221,22 @@ def _outcome(groups: Sequence[Group], shown: Sequence[Table]) -> list[str]:
     return lines + ([f"Worse than the untrained encoder: {', '.join(lost)}"] if lost else [])
 
 
-def _overview(dataset: Dataset, total: int, groups: Sequence[Group], *, judged: bool) -> str:
-    trained = sum(len(group.experiments) for group in groups)
-    count = f"{trained}" if trained == total else f"{trained} of {total}"
+def _overview(dataset: Dataset, collected: Sequence[Experiment], groups: Sequence[Group], *, judged: bool) -> str:
+    members = [experiment for group in groups for experiment in group.experiments]
+    trained, total = (len({e.file or e.name for e in experiments}) for experiments in (members, collected))
     noun = "experiment" if total == 1 else "experiments"
+    if len(collected) > total:
+        noun += f" in {_of(len(members), len(collected))} runs"
     facts = dict(dataset.facts)
     classes = f" in {facts['classes']} classes" if dataset.classes else ""
     how = " and judged by linear probe, nearest neighbours and fine-tuning on few labels" if judged else ""
     source = dataset.source.get("name", "unnamed images")
-    return f"{count} {noun} on {source} ({facts['images']} images{classes}): encoders pretrained{how}"
+    return f"{_of(trained, total)} {noun} on {source} ({facts['images']} images{classes}): encoders pretrained{how}"
+
+
+def _of(some: int, whole: int) -> str:
+    """ "3", or "2 of 3"."""
+    return f"{some}" if some == whole else f"{some} of {whole}"
 
 
 def _caveats(experiment: Experiment, dataset: Dataset) -> list[str]:

@@ -186,8 +186,17 @@ def _write(folder: Path, values: dict[str, Any], images: Path | None = None) -> 
     for path, template in write.STATIC.items():
         write_bytes(folder / path, (write.TEMPLATES / template).read_bytes())
     write.write_settings(folder, {"title": json.dumps(folder.name), **values})
+    _write_run_list(folder)
     _extend_gitignore(folder, images)
     _write_schemas(folder)
+
+
+def _write_run_list(folder: Path) -> None:
+    """DVC cannot read dvc.yaml without it."""
+    from cl_core.project import load_project
+    from cl_core.resolve import RUN_LIST, run_list
+
+    write_bytes(folder / RUN_LIST, run_list(load_project(folder)))
 
 
 def _source(path: Path) -> Source:

@@ -90,6 +90,8 @@ def set_experiments(folder, experiments, diagnose=(), distil=()):
     path = "${NOT_DVC_S}"
     lists = {"experiments": experiments, "diagnose": list(diagnose), "distil": list(distil)}
     (folder / "params.yaml").write_text(json.dumps({**lists, "data": {"source": {"path": path}}}))
+    runs = {"all": experiments, "diagnose": list(diagnose), "distil": list(distil)}
+    (folder / "runs.yaml").write_text(json.dumps({"runs": runs}))
     settings = {"ingest.json": 0, "report.json": experiments}
     settings |= {f"{name}/{stage}.json": stage for name in experiments for stage in (*CHAIN, "diagnose")}
     settings |= {f"{name}/distil.json": "distil" for name in distil}

@@ -174,7 +174,7 @@ def test_one_experiment_runs_its_own_stages_and_the_shared_ones(scratch, server)
     shown = states_shown(run(scratch, server, "a", code=1))  # this report needs both, so it fails
     assert shown == {"ingest": "ran", "pretrain@a": "ran", "report": "failed"}
     assert not (scratch / "out" / "b").exists()
-    assert "no experiment is called 'nobody'; params.yaml lists: a, b" in run(scratch, server, "nobody", code=1)
+    assert "no experiment is called 'nobody'; there are: a, b" in run(scratch, server, "nobody", code=1)
 
 
 def test_independent_stages_run_side_by_side_up_to_the_limit(scratch, server):

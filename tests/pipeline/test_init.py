@@ -57,7 +57,7 @@ def digits(tmp_path_factory):
 
 def test_a_new_project_has_every_file_and_is_under_git(digits):
     folder, said = digits
-    wanted = {*STATIC, "params.yaml", "experiments/simclr.yaml", ".gitignore"}
+    wanted = {*STATIC, "params.yaml", "runs.yaml", "experiments/simclr.yaml", ".gitignore"}
     assert {name for name in files(folder) if not name.startswith((".git/", ".contrast/"))} == wanted
     assert (folder / ".git").is_dir()
     assert said[-1] == f"next      cd {folder} && contrast run"

@@ -3,7 +3,7 @@
 import json
 
 from cl_core.provenance import Sources
-from cl_core.resolve import PER_EXPERIMENT, RESOLVED, write_resolved
+from cl_core.resolve import PER_EXPERIMENT, RESOLVED, RUN_LIST, write_resolved
 
 HELPER = "SCALE = 2.0\n"
 LOSS = """
@@ -22,7 +22,7 @@ def register_losses():
 
 
 def changed(folder):
-    return {str(path.relative_to(RESOLVED)) for path in write_resolved(folder)}
+    return {str(path.relative_to(RESOLVED)) for path in write_resolved(folder) if path != RUN_LIST}
 
 
 def stages(experiment, *names):
