@@ -289,6 +289,13 @@ class Method(nn.Module, ABC):
         out_dim: Any = self.encoder.out_dim
         return FineTuneModel(self.representation(), out_dim)
 
+    def project(self, images: Tensor) -> Tensor | None:
+        """Return the embedding on which the loss acts of images (N, C, H, W) in [0, 1], (N, D), None without one.
+
+        Called in evaluation mode, to measure the embedding's health. Default: None.
+        """
+        return None
+
     def parameter_groups(self) -> list[ParamGroup]:
         """Return every trainable parameter once. Default: biases and norms neither decay nor adapt."""
         weights = [p for p in self.parameters() if p.requires_grad and p.ndim > 1]

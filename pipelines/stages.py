@@ -243,8 +243,9 @@ def train_encoder(
 
 
 def embed(stage: Stage) -> None:
-    """Encoder -> features of every stage, for train, validation and test."""
+    """Encoder -> features of every stage, for train, validation and test, and their health without labels."""
     from cl_core.evaluation.features import extract
+    from cl_core.evaluation.health import health
 
     representation = stage.trained_representation().to(stage.device)
     summary: dict[str, Any] = {"input": representation.input_name, "splits": {}}
@@ -261,6 +262,10 @@ def embed(stage: Stage) -> None:
         summary["stages"] = features.dims
         _say(f"{len(features)} {name} images, values per stage: {features.dims}")
     write_json(stage.out / "embed.json", summary)
+    trained, untrained = stage.trained_method(), stage.method()
+    images = stage.split("train"), stage.split("validation")
+    found = health(trained, untrained, *images, batch_size=stage.config["batch_size"], device=stage.device)
+    write_json(stage.out / "health.json", found)
 
 
 def linear_eval(stage: Stage) -> None:

@@ -5,6 +5,8 @@ Computes numbers from embeddings; sets no thresholds and stops nothing (an obser
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -42,11 +44,13 @@ def effective_rank(features: Tensor) -> float:
     """
     if not torch.isfinite(features).all():
         return float("nan")
-    values = torch.linalg.svdvals(features.to(torch.float64))
-    total = values.sum()
-    if total == 0:
-        return 1.0
-    return float(torch.special.entr(values / total).sum().exp())
+    return entropy_rank(torch.linalg.svdvals(features.to(torch.float64)))
+
+
+def entropy_rank(spectrum: Tensor) -> float:
+    """exp of the entropy of values (K,) >= 0 over their sum: K where all are equal, 1 for a single one and for none."""
+    total = spectrum.sum()
+    return 1.0 if total == 0 else float(torch.special.entr(spectrum / total).sum().exp())
 
 
 @torch.no_grad()
@@ -60,12 +64,18 @@ def alignment_uniformity(z_a: Tensor, z_b: Tensor) -> dict[str, float]:
     unit_a, unit_b = (F.normalize(z.to(torch.float64), dim=1) for z in (z_a, z_b))
     return {
         "alignment": float((unit_a - unit_b).square().sum(dim=1).mean()),
-        "uniformity": (_uniformity(unit_a) + _uniformity(unit_b)) / 2,
+        "uniformity": (log_mean_potential(unit_a) + log_mean_potential(unit_b)) / 2,
     }
 
 
-def _uniformity(unit: Tensor) -> float:
-    return float(torch.pdist(unit).square().mul(-2).exp().mean().log())
+def log_mean_potential(unit: Tensor) -> float:
+    """log of the mean of exp(-2 * squared distance) over pairs of rows (N, D) of unit length; 0 without pairs."""
+    if len(unit) < 2:
+        return 0.0
+    # |a - b|^2 = |a|^2 + |b|^2 - 2 ab is a product of matrices, where distances one by one take seconds.
+    squared = unit.square().sum(dim=1)
+    distances = squared[:, None] + squared - 2 * unit @ unit.T
+    return float(distances.mul(-2).exp().triu(diagonal=1).sum().div(math.comb(len(unit), 2)).log())
 
 
 def _thinned(embedding: Tensor) -> Tensor:

@@ -31,8 +31,14 @@ HEADINGS = {
     "feature_std": "Embedding spread",
     "effective_rank": "Embedding rank",
 }
+#: the same for panels that come later
+LATER_HEADINGS = {
+    "alpha_req": "Decay of the spectrum (alpha-ReQ)",
+    "alignment": "Distance of two views (alignment)",
+    "uniformity": "Crowding on the sphere (uniformity)",
+}
 #: of the online evaluation: the first point, from before training, is drawn as a line across
-ONLINE = ("knn_top1", "self_match", "rankme")
+ONLINE = ("knn_top1", "self_match", "rankme", *LATER_HEADINGS)
 #: yardstick of `figures`, field of a FractionResult, what the legend calls it.
 _LABEL_YARDSTICKS = (
     ("supervised, same labels", "supervised_same_labels", "supervised, same labels"),
@@ -271,7 +277,7 @@ def _curve(group: Group, column: str, limits: tuple[float, float] | None) -> Plo
     levels += _untrained_level(group, column)
     if column in ("feature_std", "effective_rank"):
         limits = (0.0, 1.08 * max([*values, *(level.value for level in levels)]) or 1.0)
-    heading = HEADINGS.get(column, column.replace("_", " "))
+    heading = (HEADINGS | LATER_HEADINGS).get(column, column.replace("_", " "))
     alt = f"{heading} of {group.label}: from {_figure(values[0], share)} to {_figure(values[-1], share)}"
     alt += "".join(f"; {level.label}: {_figure(level.value, share)}" for level in levels)
     name = f"curve-{group.index}-{list(group.first.curves).index(column)}"

@@ -1,6 +1,7 @@
 """The online evaluation: how good the representation is while it is being trained, on small fixed subsets.
 
-kNN where there are labels, label-free health where there are none. A trend for the curves, not a result: results come
+kNN where there are labels, whether views find each other where there are none, and how much room the features fill in
+either case; `measures.health` has the figures. A trend for the curves, not a result: results come
 from `cl_core.evaluation`, on all images and the test split. It leaves the training state alone: batch-norm buffers and
 modes are as before.
 """
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from cl_core.data.store import Split, to_float
-from cl_core.measures.health import health_figures
+from cl_core.measures.health import room_figures, view_figures
 from cl_core.measures.knn import effective_k, knn_predict
 from cl_core.types import Method, Representation, global_average
 
@@ -25,6 +26,7 @@ BANK, QUERIES = 2000, 1000  # images at most
 NEIGHBOURS, TEMPERATURE = 200, 0.1  # of protocol knn/instdisc-v1
 CLASS_PARTS = 6  # one of so many parts of a class is asked, as `contrast init` sets evaluation.knn.k
 CROP = 3 / 4  # of the side: two of them, in opposite corners, share a quarter of the image
+CORNERS = 4  # the first two are opposite ones
 _FEWEST_HELD_OUT = 100  # images below which health is judged on training images: among few any view finds its sibling
 _BATCH = 250
 _NOTHING = np.zeros(0, dtype=np.int64)
@@ -48,14 +50,19 @@ def online_evaluation(
     if len(bank) and len(queries):
         return OnlineKnn(bank, queries, device)
     lacking = "validation" if len(bank) else "training"
-    held_out = validation is not None and len(validation) >= _FEWEST_HELD_OUT
-    name = "validation" if held_out else "training"
-    health = OnlineHealth((validation if validation is not None and held_out else split).by_hash(QUERIES), device)
+    name, judged = health_images(split, validation)
     report(
-        f"no labelled {lacking} images: instead of kNN, self_match and rankme of {health.queries:,} {name} images show "
+        f"no labelled {lacking} images: instead of kNN, self_match and rankme of {len(judged):,} {name} images show "
         f"how the features fare"
     )
-    return health
+    return OnlineHealth(judged, device)
+
+
+def health_images(split: Split, validation: Split | None) -> tuple[str, Split]:
+    """The images whose health is judged, QUERIES at most, and whether they are "validation" or "training" images."""
+    if validation is not None and len(validation) >= _FEWEST_HELD_OUT:
+        return "validation", validation.by_hash(QUERIES)
+    return "training", split.by_hash(QUERIES)
 
 
 class OnlineKnn:
@@ -73,16 +80,17 @@ class OnlineKnn:
 
     @torch.no_grad()
     def __call__(self, method: Method) -> dict[str, float]:
-        """knn_top1: share of the queries that are classified rightly, by the average of the last stage's features."""
+        """knn_top1: share of the queries that are classified rightly, by the average of the last stage's features; then
+        `room_figures` of the queries."""
         representation = method.representation()
         with evaluating(representation):
             bank, queries = (_features(representation, split, self._device) for split in (self._bank, self._queries))
         scores = knn_predict(queries, bank, self._labels, self._classes, k=self._k, temperature=TEMPERATURE)
-        return {"knn_top1": float((scores.argmax(dim=1) == self._answers).double().mean())}
+        return {"knn_top1": float((scores.argmax(dim=1) == self._answers).double().mean()), **room_figures(queries)}
 
 
 class OnlineHealth:
-    """Whether two fixed crops of an image find each other, and the rank of the features; see `measures.health`."""
+    """Whether two fixed crops of an image find each other, and how much room the features fill."""
 
     def __init__(self, split: Split, device: torch.device) -> None:
         self._split, self._device = split, device
@@ -90,18 +98,22 @@ class OnlineHealth:
 
     @torch.no_grad()
     def __call__(self, method: Method) -> dict[str, float]:
-        """self_match and rankme, by the average of the last stage's features."""
+        """`view_figures` and `room_figures`, by the average of the last stage's features."""
         representation = method.representation()
         with evaluating(representation):
-            first, second = (_features(representation, self._split, self._device, corner) for corner in (0, 1))
-        return health_figures(first, second)
+            whole, first, second = (_features(representation, self._split, self._device, c) for c in (None, 0, 1))
+        return view_figures(first, second) | room_figures(whole)
 
 
 def corner_crop(images: Tensor, corner: int) -> Tensor:
-    """The upper left (0) or lower right (1) CROP of the sides of images (N, C, S, S), resized to S x S, bilinear."""
+    """CROP of the sides of images (N, C, S, S), resized to S x S, bilinear.
+
+    corner: upper left (0), lower right (1), upper right (2) or lower left (3).
+    """
     size = images.shape[-1]
     side = max(1, round(CROP * size))
-    crop = images[..., :side, :side] if corner == 0 else images[..., size - side :, size - side :]
+    top, left = (0 if corner in (0, 2) else size - side), (0 if corner in (0, 3) else size - side)
+    crop = images[..., top : top + side, left : left + side]
     return interpolate(crop, size=(size, size), mode="bilinear", align_corners=False)
 
 

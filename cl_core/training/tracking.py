@@ -14,7 +14,8 @@ from cl_core.training.progress import Progress, Status, console_progress
 from cl_core.types import RunInfo, RunSummary
 
 FIRST_COLUMNS = ("step", "epoch", "loss", "lr")
-LAST_COLUMNS = ("knn_top1", "self_match", "rankme", "feature_std", "effective_rank", "mean_cosine")
+ONLINE_COLUMNS = ("knn_top1", "self_match", "rankme", "alpha_req", "alignment", "uniformity")
+LAST_COLUMNS = (*ONLINE_COLUMNS, "feature_std", "effective_rank", "mean_cosine")
 
 
 def curves_csv(rows: Sequence[Mapping[str, float]]) -> str:

@@ -80,9 +80,9 @@ class Duration:
 
 
 def online_seconds(images: Images, speed: Speed) -> float:
-    """Of one online evaluation: kNN, or without labels two crops of images."""
+    """Of one online evaluation: kNN, or without labels images and two crops of each."""
     queries = min(images.validation, ONLINE_QUERIES)
-    return (min(images.train, ONLINE_BANK) + queries if images.classes else 2 * queries) / speed.encoding
+    return (min(images.train, ONLINE_BANK) + queries if images.classes else 3 * queries) / speed.encoding
 
 
 def duration(images: Images, start: Start, speed: Speed) -> Duration:

@@ -95,6 +95,11 @@ class BYOL(Method):
         """Of a constant output: perfect prediction, which is collapse."""
         return {"loss": 0.0, "direction_loss": 0.0}
 
+    def project(self, images: Tensor) -> Tensor:
+        """The projection z of images (N, C, H, W), on which `diagnoses` looks too."""
+        z: Tensor = self.projector(self.encoder(images))
+        return z
+
     def diagnoses(self) -> dict[str, Diagnosis]:
         """Collapse, and whether h beats z."""
         return embedding_diagnoses(self, self.projector)

@@ -121,6 +121,11 @@ class DINO(Method):
         uniform = math.log(len(self.centre))
         return {"loss": uniform, "teacher_entropy": uniform, "divergence": 0.0, "assignment_information": 0.0}
 
+    def project(self, images: Tensor) -> Tensor:
+        """The projection z of images (N, C, H, W), on which `diagnoses` looks too."""
+        z: Tensor = self.head.layers(self.encoder(images))
+        return z
+
     def diagnoses(self) -> dict[str, Diagnosis]:
         """Those of all embeddings, taken before the last layer, and whether the teacher tells images apart."""
         teacher = Diagnosis(

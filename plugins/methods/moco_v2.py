@@ -103,6 +103,11 @@ class MoCoV2(Method):
         """Of equal similarities to all candidates: log(1 + queue_size), and no query tells its key."""
         return {"loss": math.log(1 + len(self.queue.vectors)), "contrastive_accuracy": 0.0, "information_bound": 0.0}
 
+    def project(self, images: Tensor) -> Tensor:
+        """The projection z of images (N, C, H, W), on which `diagnoses` looks too."""
+        z: Tensor = self.head(self.encoder(images))
+        return z
+
     def diagnoses(self) -> dict[str, Diagnosis]:
         """Collapse, colours as a shortcut, and whether h beats z."""
         return contrastive_diagnoses(self, self.head)

@@ -95,6 +95,11 @@ class MoCoV3(JointEmbedding):
         """Of equal similarities to all keys: no query tells its own. The loss depends on the batch, see the class."""
         return {"contrastive_accuracy": 0.0, "information_bound": 0.0}
 
+    def project(self, images: Tensor) -> Tensor:
+        """The projection z of images (N, C, H, W), on which `diagnoses` looks too."""
+        z: Tensor = self.projector(self.encoder(images))
+        return z
+
     def diagnoses(self) -> dict[str, Diagnosis]:
         """Collapse, colours as a shortcut, and whether h beats z."""
         return contrastive_diagnoses(self, self.projector)

@@ -95,6 +95,11 @@ class NNCLR(JointEmbedding):
         nothing = {"contrastive_accuracy": 0.0, "information_bound": 0.0}
         return {**nothing, "sibling_similarity": 1.0, "neighbour_similarity": 1.0}
 
+    def project(self, images: Tensor) -> Tensor:
+        """The projection z of images (N, C, H, W), on which `diagnoses` looks too."""
+        z: Tensor = self.projector(self.encoder(images))
+        return z
+
     def diagnoses(self) -> dict[str, Diagnosis]:
         """Collapse, colours as a shortcut, and whether h beats z."""
         return contrastive_diagnoses(self, self.projector)

@@ -57,6 +57,11 @@ class RedundancyReduction(JointEmbedding):
             figures = self.figures(still_a, still_b)
         return StepOutput(loss=self.loss(z_a, z_b), metrics=figures, embedding=embeddings[0].detach().float())
 
+    def project(self, images: Tensor) -> Tensor:
+        """The projection z of images (N, C, H, W), on which `diagnoses` looks too."""
+        z: Tensor = self.expander(self.encoder(images))
+        return z
+
     def diagnoses(self) -> dict[str, Diagnosis]:
         """Collapse, and whether h beats z."""
         return embedding_diagnoses(self, self.expander)

@@ -107,6 +107,11 @@ class SimCLR(JointEmbedding):
     def _counts_candidates(self) -> bool:
         return hasattr(self.loss, "candidates")
 
+    def project(self, images: Tensor) -> Tensor:
+        """The projection z of images (N, C, H, W), on which `diagnoses` looks too."""
+        z: Tensor = self.head(self.encoder(images))
+        return z
+
     def diagnoses(self) -> dict[str, Diagnosis]:
         """Collapse, colours as a shortcut, and whether h beats z."""
         return contrastive_diagnoses(self, self.head)

@@ -89,6 +89,11 @@ class SimSiam(Method):
         """Of a constant output: perfect prediction, which is collapse."""
         return {"loss": -1.0, "positive_similarity": 1.0}
 
+    def project(self, images: Tensor) -> Tensor:
+        """The projection z of images (N, C, H, W), on which `diagnoses` looks too."""
+        z: Tensor = self.projector(self.encoder(images))
+        return z
+
     def diagnoses(self) -> dict[str, Diagnosis]:
         """Collapse, and whether h beats z."""
         return embedding_diagnoses(self, self.projector)

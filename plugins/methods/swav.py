@@ -114,6 +114,11 @@ class SwAV(Method):
         """Of equal scores for all prototypes: log(prototypes); and of all images in one cluster."""
         return {"loss": math.log(len(self.prototypes)), "prototype_perplexity": 1.0, "assignment_information": 0.0}
 
+    def project(self, images: Tensor) -> Tensor:
+        """The projection z of images (N, C, H, W), on which `diagnoses` looks too."""
+        z: Tensor = self.projector(self.encoder(images))
+        return z
+
     def diagnoses(self) -> dict[str, Diagnosis]:
         """Those of all embeddings, and whether the prototypes share the images out."""
         prototypes = Diagnosis(

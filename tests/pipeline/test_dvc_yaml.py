@@ -38,7 +38,7 @@ OUTPUTS = {{
 INPUTS = {{
     "views": [],
     "pretrain": ["views/plan.json"],
-    "embed": ["pretrain/encoder.safetensors"],
+    "embed": ["pretrain/encoder.safetensors", "pretrain/method.safetensors"],
     "linear_eval": ["embed/train.safetensors"],
     "finetune": ["pretrain/method.safetensors"],
     "diagnose": ["pretrain/method.safetensors"],

@@ -104,7 +104,7 @@ def test_a_method_that_does_not_train_leaves_the_same_files_with_its_initial_wei
 def test_curves_hold_every_logged_step_with_all_figures(store, tmp_path):
     out = train(store, tmp_path)
     header, *lines = (out / "curves.csv").read_text().splitlines()
-    assert header == "step,epoch,loss,lr,accuracy,knn_top1,feature_std,effective_rank,mean_cosine"
+    assert header == "step,epoch,loss,lr,accuracy,knn_top1,rankme,uniformity,feature_std,effective_rank,mean_cosine"
     rows = [dict(zip(header.split(","), line.split(","), strict=True)) for line in lines]
     assert [row["step"] for row in rows] == ["0", "2", "4", "5", "6", "8", "10"]  # every 2, and the end of each epoch
     assert [row["step"] for row in rows if row["knn_top1"]] == ["0", "5", "10"]
@@ -120,21 +120,18 @@ def test_curves_hold_every_logged_step_with_all_figures(store, tmp_path):
 def test_the_untrained_encoder_is_the_first_row_and_stands_beside_the_final_figures(store, tmp_path):
     listener, method, said = Listener(), Contrast(), []
     torch.manual_seed(0)
-    untrained = knn_of(store)(Contrast())["knn_top1"]
+    untrained = knn_of(store)(Contrast())
     out = train(store, tmp_path, observers=quiet(said, trackers=[listener]))
     header, first, *_ = (out / "curves.csv").read_text().splitlines()
     row = dict(zip(header.split(","), first.split(","), strict=True))
-    assert {name: value for name, value in row.items() if value} == {
-        "step": "0",
-        "epoch": "0",
-        "knn_top1": f"{untrained:.8g}",
-    }
+    figures = {name: f"{value:.8g}" for name, value in untrained.items()}
+    assert {name: value for name, value in row.items() if value} == {"step": "0", "epoch": "0", **figures}
     metrics = json.loads((out / "metrics.json").read_text())
-    assert metrics["untrained"] == {"knn_top1": untrained}
+    assert metrics["untrained"] == untrained
     load_weights(method, out / "method.safetensors", "method")
     assert metrics["knn_top1"] == knn_of(store)(method)["knn_top1"]
     assert listener.calls[1] == ("log", 0)
-    assert said[-1].split("  ")[3] == f"knn {metrics['knn_top1']:.3f} (untrained {untrained:.3f})"
+    assert said[-1].split("  ")[3] == f"knn {metrics['knn_top1']:.3f} (untrained {untrained['knn_top1']:.3f})"
 
 
 def test_half_way_the_representation_is_evaluated_whatever_the_interval(store, tmp_path):
@@ -193,7 +190,9 @@ def test_the_online_knn_is_right_about_features_that_show_the_class(store):
 
     method = Contrast()
     method.encoder = Colour()
-    assert knn_of(store)(method) == {"knn_top1": 1.0}
+    figures = knn_of(store)(method)
+    assert figures["knn_top1"] == 1.0
+    assert 1 < figures["rankme"] <= 3
 
 
 @pytest.mark.parametrize("lacking", ["training", "validation"])
@@ -209,11 +208,12 @@ def test_without_labels_health_takes_the_place_of_knn_and_that_is_said(store, tm
     instead = "instead of kNN, self_match and rankme of 42 training images show how the features fare"
     assert f"no labelled {lacking} images: {instead}" in said
     header, first, *rest = (out / "curves.csv").read_text().splitlines()
-    assert header.split(",")[-5:] == ["self_match", "rankme", "feature_std", "effective_rank", "mean_cosine"]
+    known = dict(zip(header.split(","), first.split(","), strict=True))
+    assert list(known)[-7:-3] == ["self_match", "rankme", "alignment", "uniformity"]
     metrics = json.loads((out / "metrics.json").read_text())
-    assert metrics["untrained"].keys() == {"self_match", "rankme"}
-    assert first.split(",")[-5] == f"{metrics['untrained']['self_match']:.8g}"
-    assert len([line for line in rest if line.split(",")[-5]]) == EPOCHS
+    assert metrics["untrained"].keys() == {"self_match", "rankme", "alignment", "uniformity"}  # too narrow for alpha
+    assert known["self_match"] == f"{metrics['untrained']['self_match']:.8g}"
+    assert len([line for line in rest if line.split(",")[-7]]) == EPOCHS
 
 
 @pytest.mark.parametrize(("held_out", "judged"), [(99, "42 training"), (120, "120 validation")])
@@ -232,6 +232,9 @@ def test_the_crops_of_health_are_three_quarters_of_the_side_from_opposite_corner
     assert first.shape == second.shape == images.shape
     assert (first.min(), first.max()) == (0, images[..., 5, 5])
     assert (second.min(), second.max()) == (images[..., 2, 2], 63)
+    third, fourth = corner_crop(images, 2), corner_crop(images, 3)
+    assert (third.min(), third.max()) == (images[..., 0, 2], images[..., 5, 7])
+    assert (fourth.min(), fourth.max()) == (images[..., 2, 0], images[..., 7, 5])
 
 
 def test_health_sees_that_features_of_colour_tell_images_apart_and_equal_ones_do_not(store):
@@ -250,7 +253,8 @@ def test_health_sees_that_features_of_colour_tell_images_apart_and_equal_ones_do
         method.encoder = Looking(weight)
         return health_of(store)(method)
 
-    assert figures(0.0) == {"self_match": 1 / VALIDATION, "rankme": pytest.approx(1.0)}
+    equal = {"self_match": 1 / VALIDATION, "rankme": 1.0, "alignment": 0.0, "uniformity": 0.0}
+    assert figures(0.0) == pytest.approx(equal, abs=1e-6)
     seen = figures(1.0)
     assert seen["self_match"] > 1 / VALIDATION
     assert 1.0 < seen["rankme"] <= 3
