@@ -40,6 +40,7 @@ def health(
     methods = {"trained": trained, "untrained": untrained}
     return {
         "protocol": PROTOCOL,
+        "input": trained.representation().input_name,
         "split": {"training": "train"}.get(name, name),
         "images": len(split),
         "views": CORNERS,

@@ -22,6 +22,7 @@ from cl_core.report.records import (
     DistilResult,
     Findings,
     FinetuneResult,
+    HealthResult,
     LinearResult,
     MethodFacts,
     PanelFile,
@@ -60,10 +61,9 @@ class Outcome(Generic[Result]):
 class Experiment:
     """All that the report needs of one run of an experiment, apart from images and features.
 
-    folder: artifacts/runs/<name>. file: name of the experiment's file, which all its seeds share, "" where unknown.
-    resolved: stage -> its resolved input. card: encoder.json. missing: stages that have left nothing, in pipeline
-    order. diagnosed: what `contrast diagnose` found in the method as it is now, or None. encoder_bytes and
-    encoder_sha256: of encoder.safetensors.
+    folder: artifacts/runs/<name>. resolved: stage -> its resolved input. card: encoder.json. missing: stages that have
+    left nothing, in pipeline order. diagnosed: what `contrast diagnose` found in the method as it is now, or None.
+    health: figures without labels. encoder_bytes and encoder_sha256: of encoder.safetensors.
     """
 
     name: str
@@ -78,6 +78,7 @@ class Experiment:
     distil: Outcome[DistilResult] = Outcome()
     missing: tuple[str, ...] = ()
     diagnosed: Findings | None = None
+    health: HealthResult | None = None
     encoder_bytes: int | None = None
     encoder_sha256: str = ""
     timing: Mapping[str, Any] = field(default_factory=dict)
@@ -183,6 +184,7 @@ def _experiment(artifacts: Path, name: str, *, distilled: bool, timing: bool) ->
         # What an experiment left before it was taken off the list is none of its results any more.
         distil=_outcome(DistilResult, distil, f"dvc repro distil@{name}") if distilled else Outcome(),
         missing=tuple(missing),
+        health=_health(folder / "embed" / "health.json", f"dvc repro embed@{name}"),
         diagnosed=_findings(folder, f"contrast diagnose {name}"),
         encoder_bytes=weights.stat().st_size if weights.is_file() else None,
         encoder_sha256=sha256_file(weights) if weights.is_file() else "",
@@ -211,6 +213,10 @@ def _findings(folder: Path, remake: str) -> Findings | None:
         return None
     found = _record(Findings, _json(path, remake), path, remake)
     return found if found.method_sha256 == sha256_file(method) else None
+
+
+def _health(path: Path, remake: str) -> HealthResult | None:
+    return _record(HealthResult, _json(path, remake), path, remake) if path.is_file() else None
 
 
 def read_statistics(path: Path, remake: str) -> ViewStatistics | None:

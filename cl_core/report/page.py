@@ -26,7 +26,8 @@ from cl_core.report.collect import Experiment, collect, read_panels, read_resolv
 from cl_core.report.diagnoses import diagnoses
 from cl_core.report.distillation import distillations
 from cl_core.report.figures import swatch
-from cl_core.report.groups import NONE, Group, group_seeds, percent, points, share_name
+from cl_core.report.groups import MINUS, NONE, Group, group_seeds, percent, points, share_name
+from cl_core.report.health import ACCURACIES, DISAGREEMENT, FEWEST, FIGURES, health, in_a_sentence, what_labels_tell
 from cl_core.report.leaderboard import leaderboards
 from cl_core.report.plots import (
     Plot,
@@ -108,7 +109,8 @@ def write_report(
         label_plots=_label_plots(groups),
         distillations=distillations(groups),
         panels=_panels(groups),
-        diagnosed=diagnoses(groups),
+        health=health(groups),
+        diagnosed=[e for group in groups for e in group.experiments if e.diagnosed],
         ingest=read_resolved(artifacts / "resolved" / "ingest.json"),
         timing=timing,
     )
@@ -139,9 +141,17 @@ def _environment() -> Environment:
         "code": _with_code,
         "significant": lambda figures: [(name, f"{value:.3g}") for name, value in figures.items()],
         "breakable": lambda text: Markup("_<wbr>").join(text.split("_")),
+        "correlation": lambda value: f"{value:.2f}".replace("-", MINUS) if math.isfinite(value) else NONE,
         "figures": lambda values: ", ".join(f"{value:.2f}" for value in values),
     }
-    environment.globals |= {"none_mark": NONE}
+    environment.globals |= {
+        "none_mark": NONE,
+        "health_figures": FIGURES,
+        "fewest": FEWEST,
+        "accuracies": ACCURACIES,
+        "disagreement": DISAGREEMENT,
+        "what_labels_tell": what_labels_tell,
+    }
     return environment
 
 
@@ -204,7 +214,8 @@ def _headline(
     dataset: Dataset, collected: Sequence[Experiment], groups: Sequence[Group], shown: Sequence[Table]
 ) -> list[str]:
     """What was gained or lost first, where anything was judged, then what was done."""
-    return [*_outcome(groups, shown), _overview(dataset, collected, groups, judged=bool(shown))]
+    first = _outcome(groups, shown) if shown else [line for line in [in_a_sentence(groups)] if line]
+    return [*first, _overview(dataset, total, groups, judged=bool(shown))]
 
 
 def _outcome(groups: Sequence[Group], shown: Sequence[Table]) -> list[str]:

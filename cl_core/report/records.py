@@ -114,6 +114,37 @@ class FinetuneResult(Record):
     fractions: dict[float, FractionResult]
 
 
+class HealthFigures(Record):
+    """Of one stage or of the embedding, `dim` values per image; None where there is no number."""
+
+    dim: PositiveInt
+    self_match: UnitInterval | None = None
+    rankme: PositiveFloat | None = None
+    lidar: PositiveFloat | None = None
+    alpha_req: float | None = None
+    alignment: float | None = None
+    uniformity: float | None = None
+
+
+class MethodHealth(Record):
+    """Of every stage, early to late, and of the embedding where the method has one."""
+
+    stages: dict[str, HealthFigures]
+    embedding: HealthFigures | None = None
+
+
+class HealthResult(Record):
+    """embed/health.json: what `images` images of a split and `views` crops of each show without a label."""
+
+    protocol: str
+    input: str
+    split: str
+    images: PositiveInt
+    views: PositiveInt
+    trained: MethodHealth
+    untrained: MethodHealth
+
+
 class Finding(Record):
     """One answer in diagnose/findings.json; "skipped" where a question needs what the images lack."""
 
