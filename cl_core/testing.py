@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from cl_core.data.sampling import SampleRng
 from cl_core.errors import ContrastError
 from cl_core.evaluation.diagnose import answers
+from cl_core.evaluation.features import frozen
 from cl_core.types import (
     Augmentation,
     Example,
@@ -164,6 +165,7 @@ def check_method(method: Method, size: int = 32) -> None:
     _check_groups(method)
     _check_resume(method, images)
     _check_representation(method, images)
+    _check_embedding(method, images)
     _check_diagnoses(method, images)
     assert all(np.isfinite(value) for value in method.trivial().values()), "trivial() gives a value that is not finite"
 
@@ -249,6 +251,13 @@ def _check_representation(method: Method, images: Tensor) -> None:
     model = method.fine_tune_model().eval()
     assert model(images).shape == (len(images), model.out_dim), "fine_tune_model() breaks its promise of out_dim"
     method.train()
+
+
+def _check_embedding(method: Method, images: Tensor) -> None:
+    with frozen(method, "project() looked at images"), torch.no_grad():
+        z = method.project(images)
+    shape = None if z is None else tuple(z.shape)
+    assert shape is None or shape[:-1] == (len(images),), f"project() gives the shape {shape}; give (N, D) or None"
 
 
 def _check_diagnoses(method: Method, images: Tensor) -> None:
