@@ -48,7 +48,7 @@ FIGURES = (
     Figure("lidar", "LiDAR", "more", 1, _digits(1)),
     Figure("alpha_req", "alpha-ReQ", "near 1", 0, _digits(2)),
     Figure("alignment", "alignment", "less", -1, _digits(3)),
-    Figure("uniformity", "uniformity", "less", -1, _digits(2)),
+    Figure("uniformity", "uniformity", "less", -1, _digits(3)),
 )
 
 
