@@ -17,10 +17,11 @@ from cl_core.examples import Example
 class Stored(NamedTuple):
     """One example after decoding: what the store keeps and a hash of its square, or the reason why there is none.
 
-    image: (size, size, 3) uint8, or (bytes of a JPEG file, its height, its width).
+    image: (size, size, 3) uint8, or (bytes of a JPEG file, its height, its width). group: the example's.
     """
 
     key: str
+    group: str | None = None
     image: np.ndarray | tuple[bytes, int, int] | None = None
     digest: bytes = b""
     reason: str = ""
@@ -41,9 +42,11 @@ class Form(NamedTuple):
         """The name in the manifest."""
         return "decoded" if self.max_shorter_side is None else "encoded"
 
-    def writer(self, folder: Path, split: str) -> ShardWriter:
-        """Writes the shards of a split."""
-        return PixelWriter(folder, split, self.size) if self.max_shorter_side is None else JpegWriter(folder, split)
+    def writer(self, folder: Path, split: str, *, grouped: bool = False) -> ShardWriter:
+        """Writes the shards of a split, with the groups of its examples where there are any."""
+        if self.max_shorter_side is not None:
+            return JpegWriter(folder, split, grouped=grouped)
+        return PixelWriter(folder, split, self.size, grouped=grouped)
 
     def __call__(self, example: Example) -> Stored:
         """Verify and convert; never raises for what is wrong with an image."""
@@ -51,7 +54,7 @@ class Form(NamedTuple):
             image, square = self._converted(example)
         except UnreadableImageError as error:
             return Stored(example.key, reason=str(error))
-        return Stored(example.key, image, hashlib.sha256(np.ascontiguousarray(square).data).digest()[:16])
+        return Stored(example.key, example.group, image, hashlib.sha256(np.ascontiguousarray(square).data).digest()[:16])
 
     def _converted(self, example: Example) -> tuple[np.ndarray | tuple[bytes, int, int], np.ndarray]:
         if self.max_shorter_side is None:

@@ -153,8 +153,8 @@ class _StoreWriter:
             return
         split, label = int(self._plan.splits[position]), int(self._plan.labels[position])
         if split not in self._writers:
-            self._writers[split] = self._form.writer(self._folder, SPLITS[split])
-        self._writers[split].add(decoded.key, label, decoded.image)
+            self._writers[split] = self._form.writer(self._folder, SPLITS[split], grouped=self._plan.grouped)
+        self._writers[split].add(decoded.key, label, decoded.image, decoded.group)
         self._counts[split, label] += 1
         self._digests += decoded.digest
         self._splits.append(split)

@@ -1,6 +1,7 @@
 """The files of a store: Arrow IPC shards with columns key, label and image. Any Arrow reader opens them.
 
-The layout `decoded` holds pixels, `encoded` JPEG files with their height and width.
+The layout `decoded` holds pixels, `encoded` JPEG files with their height and width. Where the source names groups, a
+column group says which example belongs to which.
 
 Written in record batches of bounded size, so that memory stays flat for any number of images; read memory-mapped, so
 that opening costs nothing and pixels are copied once, into the batch that is trained on.
@@ -29,12 +30,13 @@ REMEDY = "restore it with `dvc checkout`, or delete the folder and run `contrast
 _BATCH_BYTES = 8 << 20  # of images per record batch: the memory that writing takes, per split
 
 
-def shard_schema(size: int, layout: Layout) -> pa.Schema:
+def shard_schema(size: int, layout: Layout, *, grouped: bool = False) -> pa.Schema:
     """key: string; label: int32, null where there is none; image: size * size * 3 bytes, rows of RGB pixels.
 
     Of the layout encoded, image: the bytes of a JPEG file; height, width: int32, its pixels.
+    grouped: there is a column group: string, null for an example of none.
     """
-    columns = [("key", pa.string()), ("label", pa.int32())]
+    columns = [("key", pa.string()), ("label", pa.int32())] + [("group", pa.string())] * grouped
     if layout == "encoded":
         columns += [("image", pa.binary()), ("height", pa.int32()), ("width", pa.int32())]
         return pa.schema(columns, metadata={"format": FORMAT, "image_encoding": "jpeg"})
@@ -52,15 +54,17 @@ class ShardWriter(ABC):
         self._folder, self._split, self._schema = folder, split, schema
         self._keys: list[str] = []
         self._labels: list[int | None] = []
+        self._groups: list[str | None] = []
         self._file: BinaryIO | None = None
         self._writer: Any = None
         self.shards: list[dict[str, Any]] = []
 
-    def add(self, key: str, label: int, image: Any) -> None:
-        """Append one row; label -1 means none, image is what the layout stores."""
+    def add(self, key: str, label: int, image: Any, group: str | None = None) -> None:
+        """Append one row; label -1 means none, image is what the layout stores, group is for a grouped schema only."""
         self._keep(image)
         self._keys.append(key)
         self._labels.append(None if label < 0 else label)
+        self._groups.append(group)
         written = self.shards[-1]["rows"] if self._file else 0
         if self._is_full() or written + len(self._keys) == SHARD_ROWS:
             self._flush()
@@ -95,9 +99,10 @@ class ShardWriter(ABC):
             return
         if self._file is None:
             self._start_shard()
-        columns = [pa.array(self._keys, pa.string()), pa.array(self._labels, pa.int32()), *self._columns()]
-        self._writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=self._schema))
-        self._keys, self._labels = [], []
+        columns = [pa.array(self._keys, pa.string()), pa.array(self._labels, pa.int32())]
+        columns += [pa.array(self._groups, pa.string())] if "group" in self._schema.names else []
+        self._writer.write_batch(pa.RecordBatch.from_arrays([*columns, *self._columns()], schema=self._schema))
+        self._keys, self._labels, self._groups = [], [], []
         self.shards[-1]["rows"] += count
         if self.shards[-1]["rows"] == SHARD_ROWS:
             self._finish_shard()
@@ -122,8 +127,8 @@ class ShardWriter(ABC):
 class PixelWriter(ShardWriter):
     """Of the layout decoded: images (size, size, 3) uint8."""
 
-    def __init__(self, folder: Path, split: str, size: int) -> None:
-        super().__init__(folder, split, shard_schema(size, "decoded"))
+    def __init__(self, folder: Path, split: str, size: int, *, grouped: bool = False) -> None:
+        super().__init__(folder, split, shard_schema(size, "decoded", grouped=grouped))
         row_bytes = size * size * CHANNELS
         self._images = np.empty((max(1, min(SHARD_ROWS, _BATCH_BYTES // row_bytes)), row_bytes), dtype=np.uint8)
 
@@ -142,8 +147,8 @@ class PixelWriter(ShardWriter):
 class JpegWriter(ShardWriter):
     """Of the layout encoded: (bytes of a JPEG file, its height, its width)."""
 
-    def __init__(self, folder: Path, split: str) -> None:
-        super().__init__(folder, split, shard_schema(0, "encoded"))
+    def __init__(self, folder: Path, split: str, *, grouped: bool = False) -> None:
+        super().__init__(folder, split, shard_schema(0, "encoded", grouped=grouped))
         self._images: list[tuple[bytes, int, int]] = []
         self._bytes = 0
 
@@ -189,7 +194,7 @@ class JpegBlock:
 class Shard:
     """One file, memory-mapped.
 
-    table: its columns key and label. images: per record batch one (rows, H * W * C) uint8 view, read-only, or a
+    table: its columns key, label and, where there are groups, group. images: per record batch one (rows, H * W * C) uint8 view, read-only, or a
     JpegBlock.
     """
 
@@ -206,9 +211,10 @@ def read_shard(path: Path, layout: Layout = "decoded") -> Shard:
         raise DataError(f"the shard {path} is missing; {REMEDY}") from None
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"the shard {path} is damaged ({error}); {REMEDY}") from error
-    if reader.schema.names != shard_schema(1, layout).names:
+    grouped = "group" in reader.schema.names
+    if reader.schema.names != shard_schema(1, layout, grouped=grouped).names:
         raise DataError(f"the shard {path} has the columns {', '.join(reader.schema.names)}; {REMEDY}")
-    table = pa.Table.from_batches(batches, reader.schema).select(["key", "label"])
+    table = pa.Table.from_batches(batches, reader.schema).select(["key", "label", *["group"] * grouped])
     images = _jpegs if layout == "encoded" else _pixels
     return Shard(table=table, images=[images(batch) for batch in batches])
 

@@ -58,12 +58,14 @@ class Survey:
     """What the first pass found, one entry per example in the source's order.
 
     keys: (N,) uint64 hashes. labels: (N,) int32 indices into `classes`, -1 for none. splits: (N,) int8 into SPLITS.
+    grouped: whether any example names a group.
     """
 
     keys: np.ndarray
     labels: np.ndarray
     splits: np.ndarray
     classes: list[str]
+    grouped: bool
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -80,11 +82,13 @@ def survey(source: Source, rule: SplitRule) -> Survey:
     keys, tests, validations = array("Q"), array("Q"), array("Q")
     labels, splits = array("i"), array("b")
     numbers: dict[str, int] = {}
+    grouped = False
     for position, example in enumerate(source):
         _check(example, position)
         words = hash_words(example.key)
         keys.append(words[0])
         _, test, validation, _ = words if example.group is None else hash_words(example.group)
+        grouped |= example.group is not None
         tests.append(test)
         validations.append(validation)
         labels.append(-1 if example.label is None else numbers.setdefault(example.label, len(numbers)))
@@ -97,6 +101,7 @@ def survey(source: Source, rule: SplitRule) -> Survey:
         labels=_renumbered(np.asarray(labels), [numbers[name] for name in classes]),
         splits=_carved(np.asarray(splits), hashes, rule),
         classes=classes,
+        grouped=grouped,
     )
 
 

@@ -134,6 +134,20 @@ class Split:
         labels = self._column("label").fill_null(-1).to_numpy().astype(np.int64)
         return labels if self._chosen is None else labels[self._chosen]
 
+    @cached_property
+    def groups(self) -> np.ndarray | None:
+        """(N,) int64, equal where the source names the same group (patient, video); None where it names none.
+
+        An example without a group is one of its own. Numbers are those of one split and its selections.
+        """
+        if not self._shards or "group" not in self._shards[0].table.column_names:
+            return None
+        named = self._column("group").combine_chunks().dictionary_encode()
+        numbers = named.indices.fill_null(-1).to_numpy().astype(np.int64)
+        alone = np.flatnonzero(numbers < 0)
+        numbers[alone] = len(named.dictionary) + np.arange(len(alone))
+        return numbers if self._chosen is None else numbers[self._chosen]
+
     def images(self, rows: Rows) -> Tensor:
         """rows: (M,) int64 in [0, N) -> (M, C, H, W) uint8 in channels-last memory, a copy of the mapped pixels.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
@@ -242,6 +243,28 @@ def test_groups_are_never_split(tmp_path, validation, test):
 def test_a_number_takes_whole_groups_until_it_is_reached(tmp_path):
     examples = [Example(key=str(i), image=noise(i), group=str(i % 20)) for i in range(100)]
     assert len(run(examples, tmp_path / "store", validation=12).split("validation")) == 15
+
+
+def test_a_split_numbers_the_groups_that_the_source_names_and_leaves_the_others_alone(tmp_path):
+    names = ["ann", None, "bob", "ann", None, "bob"]
+    examples = [Example(key=str(i), image=noise(i), group=name, split="train") for i, name in enumerate(names)]
+    split = run(examples, tmp_path / "store").split("train")
+    assert split.groups.dtype == np.int64
+    same = np.triu(split.groups[:, None] == split.groups[None], 1)
+    assert np.argwhere(same).tolist() == [[0, 3], [2, 5]]
+    assert split.select(torch.tensor([3, 1, 0])).groups.tolist() == split.groups[[3, 1, 0]].tolist()
+
+
+@pytest.mark.parametrize("max_shorter_side", [None, 8])
+def test_only_a_store_with_groups_has_a_column_for_them(tmp_path, max_shorter_side):
+    plain = run(named(3), tmp_path / "plain", max_shorter_side=max_shorter_side)
+    assert plain.split("train").groups is None
+    assert plain.split("test").groups is None
+    names = [shard["file"] for shard in plain.manifest["splits"]["train"]["shards"]]
+    assert "group" not in pa.ipc.open_file(str(plain.path / names[0])).schema.names
+    grouped = run(named(3, group="g"), tmp_path / "grouped", max_shorter_side=max_shorter_side).split("train")
+    assert grouped.groups.tolist() == [0, 0, 0]
+    assert torch.equal(grouped.images(torch.arange(3)), plain.split("train").images(torch.arange(3)))
 
 
 @pytest.mark.parametrize(("validation", "test"), [(0.5, 0.5), (1.0, 0), (-1, 0), (0, -0.1)])
