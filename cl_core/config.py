@@ -97,6 +97,9 @@ class DataConfig(Section):
     """Use only this many training images (smallest key hash) in every stage after ingest; null uses all."""
     max_pixels: PositiveInt = 100_000_000
     """An image file with more pixels is quarantined unread."""
+    duplicates: Literal["report", "drop", "fail"] = "report"
+    """Near duplicates in different splits: report counts and shows them, drop leaves out those of train (and those of
+    validation that are in test), fail stops ingest."""
 
     @model_validator(mode="after")
     def _side_of_an_encoded_store(self) -> DataConfig:

@@ -99,6 +99,7 @@ def _ingest(project: Project, sources: Sources) -> dict[str, Any]:
             "max_shorter_side": data.stored_shorter_side,
             "splits": data.splits.model_dump(mode="json"),
             "max_pixels": data.max_pixels,
+            "duplicates": data.duplicates,
             "block": project.params.plugins.block,
         },
         "fingerprint": dict(fingerprint),

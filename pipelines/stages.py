@@ -170,6 +170,7 @@ def ingest(project: Path) -> None:
         source_spec=config["source"],
         max_shorter_side=config["max_shorter_side"],
         max_pixels=config["max_pixels"],
+        duplicates=config["duplicates"],
         report=_say,
     )
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cl_core.data.decode import UnreadableImageError, decode
+from cl_core.data.duplicates import Hash, perceptual_hash
 from cl_core.data.encode import encode
 from cl_core.data.shards import JpegWriter, Layout, PixelWriter, ShardWriter
 from cl_core.examples import Example
@@ -17,13 +18,15 @@ from cl_core.examples import Example
 class Stored(NamedTuple):
     """One example after decoding: what the store keeps and a hash of its square, or the reason why there is none.
 
-    image: (size, size, 3) uint8, or (bytes of a JPEG file, its height, its width). group: the example's.
+    image: (size, size, 3) uint8, or (bytes of a JPEG file, its height, its width). group: the example's. digest, seen:
+    hashes of the square, of its bytes and of what it looks like.
     """
 
     key: str
     group: str | None = None
     image: np.ndarray | tuple[bytes, int, int] | None = None
     digest: bytes = b""
+    seen: Hash = Hash(0, True)
     reason: str = ""
 
 
@@ -54,7 +57,10 @@ class Form(NamedTuple):
             image, square = self._converted(example)
         except UnreadableImageError as error:
             return Stored(example.key, reason=str(error))
-        return Stored(example.key, example.group, image, hashlib.sha256(np.ascontiguousarray(square).data).digest()[:16])
+        square = np.ascontiguousarray(square)
+        return Stored(
+            example.key, example.group, image, hashlib.sha256(square.data).digest()[:16], perceptual_hash(square)
+        )
 
     def _converted(self, example: Example) -> tuple[np.ndarray | tuple[bytes, int, int], np.ndarray]:
         if self.max_shorter_side is None:

@@ -3,7 +3,8 @@
 Two passes. The first reads names (`data.splits`), the second decodes in threads (`data.decode`) and writes shards
 (`data.shards`) in the order of the source, so the same images give the same bytes for any number of threads. An image
 that cannot be used goes to quarantine.csv with its reason; nothing is dropped in silence, nothing half-read is kept.
-Memory stays flat: under 100 bytes per image, and what is in flight. The folder appears whole or not at all.
+Near duplicates across splits are `data.screening`'s. Memory stays flat: under 100 bytes per image, and what is in
+flight. The folder appears whole or not at all.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ import numpy as np
 from cl_core.data.decode import MAX_PIXELS, quiet_pillow
 from cl_core.data.files import write_json
 from cl_core.data.form import Form, Stored
-from cl_core.data.shards import CHANNELS, FORMAT, SHARD_ROWS, Layout, ShardWriter, read_shard
+from cl_core.data.readback import Readback
+from cl_core.data.screening import FILE, Kept, Pair, Policy, Screening, exact_copies, screen, told
+from cl_core.data.shards import CHANNELS, FORMAT, ShardWriter
 from cl_core.data.splits import SPLITS, SplitRule, Survey, hash_words, survey
 from cl_core.errors import DataError
 from cl_core.examples import Example, Source
@@ -31,11 +34,10 @@ from cl_core.examples import Example, Source
 __all__ = ["SplitRule", "ingest"]
 
 _CHUNK = 32  # examples per task: handing over single small images would cost more than decoding them
-_LISTED = 100  # duplicates named in the manifest; the count is always whole
 _TOLD = 3  # examples of each kind in the summary
 _PROGRESS = 10_000  # images between two progress lines, at least
 
-_OWN_FILES = {"manifest.json", "quarantine.csv"}
+_OWN_FILES = {"manifest.json", "quarantine.csv", FILE}
 
 
 def ingest(
@@ -47,6 +49,7 @@ def ingest(
     source_spec: Mapping[str, Any],
     max_shorter_side: int | None = None,
     max_pixels: int = MAX_PIXELS,
+    duplicates: Policy = "report",
     workers: int | None = None,
     report: Callable[[str], None] = print,
 ) -> dict[str, Any]:
@@ -54,9 +57,10 @@ def ingest(
 
     source_spec: {"name", "options"} for the manifest. max_shorter_side: makes the layout `encoded`, JPEG files whose
     shorter side has at most that many pixels, at least `size`. max_pixels: larger images are quarantined unread.
-    workers: threads, None for one per core. report: gets a few lines of summary.
+    duplicates: what is done about near duplicates in different splits. workers: threads, None for one per core.
+    report: gets a few lines of summary.
     Raises DataError where keys come twice, an example is invalid, no image is left for train, the source changes
-    meanwhile, or `out` holds other files than a store's.
+    meanwhile, `out` holds other files than a store's, or `duplicates` is fail and there are some.
     """
     _check_target(out)
     plan = survey(source, splits)
@@ -74,12 +78,12 @@ def ingest(
                 store.add(position, image)
                 if (position + 1) % max(_PROGRESS, len(plan) // 10) == 0:
                     report(f"{position + 1:,} of {len(plan):,} images read")
-            manifest = store.finish(source_spec, splits)
+            manifest = store.finish(source_spec, splits, duplicates)
         write_json(partial / "manifest.json", manifest)
         _publish(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    for line in _summary(manifest, store.first_reasons):
+    for line in (*_summary(manifest, store.first_reasons), *told(manifest["near_duplicates"], store.leaks)):
         report(line)
     return manifest
 
@@ -130,10 +134,11 @@ class _StoreWriter:
         self._quarantine = csv.writer(self._quarantine_file, lineterminator="\n")
         self._quarantine.writerow(["key", "reason"])
         self._quarantined = 0
-        self._digests, self._splits = bytearray(), bytearray()  # of the images kept
+        self._kept = Kept()
         # Row: split. Column: class, the last one for images without a label.
         self._counts = np.zeros((len(SPLITS), len(plan.classes) + 1), dtype=np.int64)
         self.first_reasons: list[str] = []
+        self.leaks: list[Pair] = []
 
     def __enter__(self) -> _StoreWriter:
         return self
@@ -156,13 +161,19 @@ class _StoreWriter:
             self._writers[split] = self._form.writer(self._folder, SPLITS[split], grouped=self._plan.grouped)
         self._writers[split].add(decoded.key, label, decoded.image, decoded.group)
         self._counts[split, label] += 1
-        self._digests += decoded.digest
-        self._splits.append(split)
+        self._kept.add(split, decoded.digest, decoded.seen)
 
-    def finish(self, source_spec: Mapping[str, Any], rule: SplitRule) -> dict[str, Any]:
+    def finish(self, source_spec: Mapping[str, Any], rule: SplitRule, policy: Policy) -> dict[str, Any]:
         """Close all files and describe them. Raises DataError where nothing is left to train on."""
         self._check_enough(rule)
-        splits = {name: self._describe(split) for split, name in enumerate(SPLITS)}
+        shards = {split: writer.close() for split, writer in self._writers.items()}
+        stored = Readback(self._folder, self._form, shards, self._kept.splits)
+        found = screen(self._kept, stored, policy)
+        found.write(self._folder)
+        self.leaks = found.pairs[:_TOLD]
+        copies = exact_copies(self._kept, stored, found)
+        if found.dropped.any():
+            shards |= self._drop(stored, found)
         self._quarantine_file.flush()
         os.fsync(self._quarantine_file.fileno())
         return {
@@ -171,14 +182,15 @@ class _StoreWriter:
             "image_size": self._form.size,
             "channels": CHANNELS,
             "classes": self._plan.classes,
-            "splits": splits,
+            "splits": {name: self._describe(split, shards.get(split, [])) for split, name in enumerate(SPLITS)},
             "source": dict(source_spec),
             "quarantined": self._quarantined,
-            "duplicates": self._duplicates(splits),
+            "duplicates": copies,
+            "near_duplicates": found.summary(),
         }
 
     def _check_enough(self, rule: SplitRule) -> None:
-        if len(self._splits) == 0:
+        if len(self._kept) == 0:
             raise DataError(
                 f"none of the {self._quarantined:,} files can be used as an image: {'; '.join(self.first_reasons)}; "
                 "check that the source points at intact image files"
@@ -186,55 +198,45 @@ class _StoreWriter:
         if self._counts[0].sum() == 0:
             raise DataError(
                 f"no image is left for train: validation {rule.validation} and test {rule.test} take all "
-                f"{len(self._splits):,} of them; set smaller splits, or add images"
+                f"{len(self._kept):,} of them; set smaller splits, or add images"
             )
 
-    def _describe(self, split: int) -> dict[str, Any]:
+    def _describe(self, split: int, shards: list[dict[str, Any]]) -> dict[str, Any]:
         counts = self._counts[split].tolist()
         return {
             "count": sum(counts),
             "class_counts": dict(zip(self._plan.classes, counts[:-1], strict=True)),
-            "shards": self._writers[split].close() if split in self._writers else [],
+            "shards": shards,
         }
 
-    def _duplicates(self, splits: Mapping[str, Any]) -> dict[str, Any]:
-        """Images whose stored pixels also occur in an earlier split: [[key there, key here], ...]."""
-        codes = np.frombuffer(self._splits, dtype=np.uint8)
-        pairs = _repeated_later(np.frombuffer(self._digests, dtype="<u8").reshape(-1, 2), codes)
-        names = _KeyReader(self._folder, self._form.layout, splits, codes)
-        listed = [[names[int(first)], names[int(again)]] for first, again in pairs[:_LISTED]]
-        return {"across_splits": listed, "count": len(pairs)}
+    def _drop(self, stored: Readback, found: Screening) -> dict[int, list[dict[str, Any]]]:
+        """Account for what was dropped as for what cannot be read; returns the shards of the splits it was in."""
+        for position in np.flatnonzero(found.dropped).tolist():
+            row = stored.row(position)
+            self._counts[self._kept.splits[position], row.label] -= 1
+            self._quarantine.writerow([row.key, found.reasons[row.key]])
+        if self._counts[0].sum() == 0:
+            raise DataError(
+                "no image is left for train: all are near duplicates of images in validation or test; set "
+                "data.duplicates to report, or check that the splits hold different images"
+            )
+        splits = np.unique(self._kept.splits[found.dropped]).tolist()
+        return {split: self._rewritten(split, stored, found) for split in splits}
 
-
-def _repeated_later(digests: np.ndarray, splits: np.ndarray) -> np.ndarray:
-    """Positions (first, again) of equal digests in different splits, `first` in the earliest split that has it.
-
-    digests: (N, 2) words. splits: (N,) numbers, train first. Returns (K, 2), sorted by `again`.
-    """
-    order = np.lexsort((splits, digests[:, 1], digests[:, 0]))
-    in_order = digests[order]
-    starts = np.concatenate([[True], (in_order[1:] != in_order[:-1]).any(axis=1)])
-    first = order[np.maximum.accumulate(np.where(starts, np.arange(len(order)), 0))]
-    later = splits[order] > splits[first]
-    pairs = np.stack([first[later], order[later]], axis=1)
-    sorted_pairs: np.ndarray = pairs[np.argsort(pairs[:, 1], kind="stable")]
-    return sorted_pairs
-
-
-class _KeyReader:
-    """Keys by position among the images kept, read back from the shards, so that none need be held in memory."""
-
-    def __init__(self, folder: Path, layout: Layout, splits: Mapping[str, Any], codes: np.ndarray) -> None:
-        self._folder, self._layout, self._splits, self._codes = folder, layout, splits, codes
-
-    def __getitem__(self, position: int) -> str:
-        code = self._codes[position]
-        shard, row = divmod(int((self._codes[:position] == code).sum()), SHARD_ROWS)
-        key: str = self._table(SPLITS[code], shard).column("key")[row].as_py()
-        return key
-
-    def _table(self, split: str, shard: int) -> Any:
-        return read_shard(self._folder / self._splits[split]["shards"][shard]["file"], self._layout).table
+    def _rewritten(self, split: int, stored: Readback, found: Screening) -> list[dict[str, Any]]:
+        """Write the split again without what was dropped; returns its shards."""
+        apart = self._folder / "kept"
+        apart.mkdir()
+        writer = self._form.writer(apart, SPLITS[split], grouped=self._plan.grouped)
+        for row in stored.rows(split, without=found.dropped):
+            writer.add(*row)
+        shards = writer.close()
+        for old in self._folder.glob(f"{SPLITS[split]}-*.arrow"):
+            old.unlink()
+        for new in apart.iterdir():
+            new.rename(self._folder / new.name)
+        apart.rmdir()
+        return shards
 
 
 def _summary(manifest: Mapping[str, Any], reasons: list[str]) -> Iterator[str]:

@@ -194,8 +194,8 @@ class JpegBlock:
 class Shard:
     """One file, memory-mapped.
 
-    table: its columns key, label and, where there are groups, group. images: per record batch one (rows, H * W * C) uint8 view, read-only, or a
-    JpegBlock.
+    table: its columns key, label and, where there are groups, group. images: per record batch one (rows, H * W * C)
+    uint8 view, read-only, or a JpegBlock.
     """
 
     table: pa.Table

@@ -101,6 +101,7 @@ def test_the_manifest_counts_classes_per_split_and_lists_every_shard(tmp_path):
     assert store.manifest["source"] == {"name": "list", "options": {"path": "${DATA}"}}
     assert sorted(p.name for p in store.path.iterdir()) == [
         "manifest.json",
+        "near_duplicates.csv",
         "quarantine.csv",
         "test-00000.arrow",
         "train-00000.arrow",
@@ -128,7 +129,7 @@ def test_the_same_images_give_the_same_bytes_for_1_and_4_threads_and_a_second_ru
         run(examples, tmp_path / name, validation=0.2, test=20, workers=workers)
     one, four = ({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ("one", "four"))
     assert one == four
-    assert len(one) == 5
+    assert len(one) == 6
 
 
 def test_the_summary_tells_splits_quarantine_leakage_and_missing_classes(tmp_path):
@@ -144,6 +145,8 @@ def test_the_summary_tells_splits_quarantine_leakage_and_missing_classes(tmp_pat
         "no image in train of 1 classes: dog",
         "quarantined 1 (all in quarantine.csv): c (not an image in a known format)",
         "leakage: 1 images of validation or test have the very pixels of an image in an earlier split: b = a",
+        "leakage: 1 pairs of near duplicates across splits (train/test 1; all in near_duplicates.csv): "
+        "a = b (train/test)",
     ]
 
 
