@@ -7,19 +7,20 @@ which they are sorted. Finds nothing that is mirrored or turned, and knows nothi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, lru_cache
 from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 MAX_BITS = 4  #: bits in which the hashes of candidates may differ
 MAX_DIFFERENCE = 0.4  #: of a confirmed pair; on CIFAR-10 all pairs below are one picture, above 0.6 hardly any
 SIDE = 32  # of the image that is hashed and compared
 _LOW = 8  # frequencies per axis
-_SCALE = 4096  # of the integer transform: sums stay below 2^53 for sides of up to 1,024, so float64 is exact
+_SCALE = 512  # of the integer transform: sums stay below 2^53 for sides of up to 1,024, so float64 is exact
+_GREY = np.array([77, 150, 29], dtype=np.float32)  # of 256, ITU-R BT.601
+_PIXELS = 1 << 16  # at a time
 _MIN_CONTRAST = 2.0  # standard deviation, of 255, of what the hash sees
 
 _BANDS = (11, 11, 11, 11, 10, 10)  # bits; at most 4 differing bits leave at least two bands alike
@@ -36,16 +37,26 @@ class Hash(NamedTuple):
     flat: bool
 
 
-def perceptual_hash(image: np.ndarray) -> Hash:
-    """image: (S, S, 3) uint8, S up to 1,024 -> which of the 63 lowest frequencies of its grey 32 x 32 version, the mean
-    left out, lie above their median. Computed in whole numbers, so equal images have equal hashes on any machine.
+def perceptual_hashes(images: Sequence[np.ndarray]) -> list[Hash]:
+    """Of each (S, S, 3) uint8 image, all of one side S: which of the 63 lowest frequencies of its grey 32 x 32 version,
+    the mean left out, lie above their median.
+
+    Computed in whole numbers, so equal images have equal hashes on any machine and in any company.
     """
-    transform, unit = _transform(image.shape[0])
-    grey = np.asarray(Image.fromarray(image).convert("L"), dtype=np.float64)
-    low = (transform @ (grey - grey.mean().round()) @ transform.T).reshape(-1)[1:]
-    if float(low @ low) * unit < _MIN_CONTRAST**2:
-        return Hash(0, True)
-    return Hash(int.from_bytes(np.packbits(low > np.sort(low)[len(low) // 2]).tobytes()), False)
+    step = max(1, _PIXELS // images[0].shape[0] ** 2) if images else 1
+    return [seen for start in range(0, len(images), step) for seen in _hashes(np.stack(images[start : start + step]))]
+
+
+def _hashes(images: np.ndarray) -> list[Hash]:
+    count, side = images.shape[:2]
+    transform, unit = _transform(side)
+    grey = (images.astype(np.float32) @ _GREY).astype(np.float64)
+    grey -= np.rint(grey.mean(axis=(1, 2), keepdims=True))
+    low = (transform @ grey @ transform.T).reshape(count, -1)[:, 1:]
+    above = low > np.sort(low, axis=1)[:, low.shape[1] // 2, None]
+    bits = np.packbits(above, axis=1).view(">u8")[:, 0].tolist()
+    flat = ((low**2).sum(axis=1) * unit < _MIN_CONTRAST**2).tolist()
+    return [Hash(0, True) if dull else Hash(number, False) for number, dull in zip(bits, flat, strict=True)]
 
 
 @cache
@@ -58,7 +69,7 @@ def _transform(side: int) -> tuple[np.ndarray, float]:
     cosines = np.cos(np.pi * k * (2 * x + 1) / (2 * SIDE)) * np.sqrt(np.where(k == 0, 1, 2) / SIDE)
     exact = cosines @ averaging(side)
     scale = _SCALE / np.abs(exact).max()
-    return np.round(exact * scale), 1 / (scale**4 * SIDE**2)
+    return np.round(exact * scale), 1 / (scale**4 * SIDE**2 * 256**2)
 
 
 @cache

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from cl_core.data.decode import UnreadableImageError, decode
-from cl_core.data.duplicates import Hash, perceptual_hash
+from cl_core.data.duplicates import Hash, perceptual_hashes
 from cl_core.data.encode import encode
 from cl_core.data.shards import JpegWriter, Layout, PixelWriter, ShardWriter
 from cl_core.examples import Example
@@ -51,16 +52,23 @@ class Form(NamedTuple):
             return JpegWriter(folder, split, grouped=grouped)
         return PixelWriter(folder, split, self.size, grouped=grouped)
 
-    def __call__(self, example: Example) -> Stored:
+    def __call__(self, examples: Sequence[Example]) -> list[Stored]:
         """Verify and convert; never raises for what is wrong with an image."""
+        stored, squares = zip(*map(self._stored, examples), strict=True)
+        seen = iter(perceptual_hashes([square for square in squares if square is not None]))
+        return [
+            each if square is None else each._replace(seen=next(seen))
+            for each, square in zip(stored, squares, strict=True)
+        ]
+
+    def _stored(self, example: Example) -> tuple[Stored, np.ndarray | None]:
+        """The example but for what it looks like, and its square."""
         try:
             image, square = self._converted(example)
         except UnreadableImageError as error:
-            return Stored(example.key, reason=str(error))
+            return Stored(example.key, reason=str(error)), None
         square = np.ascontiguousarray(square)
-        return Stored(
-            example.key, example.group, image, hashlib.sha256(square.data).digest()[:16], perceptual_hash(square)
-        )
+        return Stored(example.key, example.group, image, hashlib.sha256(square.data).digest()[:16]), square
 
     def _converted(self, example: Example) -> tuple[np.ndarray | tuple[bytes, int, int], np.ndarray]:
         if self.max_shorter_side is None:

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from cl_core.data import duplicates
-from cl_core.data.duplicates import candidates, difference, near_duplicates, perceptual_hash, reduced
+from cl_core.data.duplicates import Hash, candidates, difference, near_duplicates, perceptual_hashes, reduced
 from cl_core.data.ingest import SplitRule, ingest
 from cl_core.data.screening import read_pairs
 from cl_core.data.store import Store
@@ -48,10 +48,14 @@ COPIES: dict[str, Callable[[Image.Image], Image.Image]] = {
 }
 
 
+def perceptual_hash(image: np.ndarray) -> Hash:
+    return perceptual_hashes([image])[0]
+
+
 def found(images: list[Image.Image]) -> set[tuple[int, int]]:
     """Pairs among images that are all of train."""
     arrays = [np.array(image) for image in images]
-    bits, flat = zip(*map(perceptual_hash, arrays), strict=True)
+    bits, flat = zip(*perceptual_hashes(arrays), strict=True)
     splits = np.zeros(len(arrays), dtype=np.uint8)
     pairs = near_duplicates(np.array(bits, dtype=np.uint64), np.array(flat), splits, arrays.__getitem__)
     return set(zip(pairs.first.tolist(), pairs.second.tolist(), strict=True))
