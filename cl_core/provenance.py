@@ -23,7 +23,7 @@ STAGE_MODULES = {
     "ingest": ["cl_core.data.ingest"],
     "views": ["cl_core.data.views", "cl_core.assembly"],
     "pretrain": ["cl_core.training.trainer", "cl_core.assembly"],
-    "embed": ["cl_core.evaluation.features", "cl_core.assembly"],
+    "embed": ["cl_core.evaluation.features", "cl_core.evaluation.look_alikes", "cl_core.assembly"],
     "linear_eval": ["cl_core.evaluation.linear", "cl_core.evaluation.yardsticks", "cl_core.assembly"],
     "finetune": ["cl_core.evaluation.finetune", "cl_core.assembly"],
     "diagnose": ["cl_core.evaluation.diagnose", "cl_core.measures.diagnostics", "cl_core.assembly"],

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -244,24 +245,30 @@ def train_encoder(
 
 
 def embed(stage: Stage) -> None:
-    """Encoder -> features of every stage, for train, validation and test, and their health without labels."""
-    from cl_core.evaluation.features import extract
-    from cl_core.evaluation.health import health
+    """Encoder -> features of every stage, for train, validation and test, and a second look for leaks between them."""
+    from cl_core.data.screening import read_pairs
+    from cl_core.evaluation.features import Features, extract
+    from cl_core.evaluation.look_alikes import look_alikes, told
 
     representation = stage.trained_representation().to(stage.device)
     summary: dict[str, Any] = {"input": representation.input_name, "splits": {}}
+    averages: dict[str, Features] = {}
     for name in SPLITS:
-        features = extract(
+        found = extract(
             representation,
             stage.split(name),
             max_values=stage.config["max_values"],
             batch_size=stage.config["batch_size"],
             device=stage.device,
         )
-        features.save(stage.out / f"{name}.safetensors")
-        summary["splits"][name] = len(features)
-        summary["stages"] = features.dims
-        _say(f"{len(features)} {name} images, values per stage: {features.dims}")
+        found.save(stage.out / f"{name}.safetensors")
+        averages[name] = replace(found, probe={})  # the rest is large
+        summary["splits"][name] = len(found)
+        summary["stages"] = found.dims
+        _say(f"{len(found)} {name} images, values per stage: {found.dims}")
+    known = {(pair.key, pair.other) for pair in read_pairs(stage.store.path)}
+    summary["look_alikes"] = look_alikes(averages, known, stage.device)
+    _say(told(summary["look_alikes"]))
     write_json(stage.out / "embed.json", summary)
     trained, untrained = stage.trained_method(), stage.method()
     images = stage.split("train"), stage.split("validation")

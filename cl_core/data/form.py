@@ -52,7 +52,7 @@ class Form(NamedTuple):
             return JpegWriter(folder, split, grouped=grouped)
         return PixelWriter(folder, split, self.size, grouped=grouped)
 
-    def __call__(self, examples: Sequence[Example]) -> list[Stored]:
+    def convert(self, examples: Sequence[Example]) -> list[Stored]:
         """Verify and convert; never raises for what is wrong with an image."""
         stored, squares = zip(*map(self._stored, examples), strict=True)
         seen = iter(perceptual_hashes([square for square in squares if square is not None]))

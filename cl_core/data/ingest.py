@@ -94,7 +94,7 @@ def _decoded(source: Source, plan: Survey, form: Form, workers: int) -> Iterator
     with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
         try:
             for chunk in _chunks(_unchanged(source, plan)):
-                pending.append(pool.submit(lambda examples: form(examples), chunk))
+                pending.append(pool.submit(form.convert, chunk))
                 if len(pending) > 2 * workers:
                     yield from pending.popleft().result()
             while pending:
