@@ -34,7 +34,8 @@ from pipelines.dvc_repo import Outcome, Plan, Runner, Stage, StageFailed, Stoppe
 from pipelines.planning import LOGS, RunSettings, exclusive, plan_run, require_project
 
 RETRY_DELAY = 3  # seconds
-REMARK = re.compile(r"at step [\d,]+ of [\d,]+: ")  # how pretraining begins what its observers remark
+# How pretraining begins what its observers remark, and ingest what it found of test in train.
+REMARK = re.compile(r"at step [\d,]+ of [\d,]+: |leakage: ")
 STATE_NAMES = {Outcome.RAN: "Ran", Outcome.RESTORED: "Restored", Outcome.UP_TO_DATE: "Up to date"}
 
 

@@ -267,8 +267,9 @@ def embed(stage: Stage) -> None:
         summary["stages"] = found.dims
         _say(f"{len(found)} {name} images, values per stage: {found.dims}")
     known = {(pair.key, pair.other) for pair in read_pairs(stage.store.path)}
-    summary["look_alikes"] = look_alikes(averages, known, stage.device)
-    _say(told(summary["look_alikes"]))
+    alike = look_alikes(averages, known, stage.device)
+    write_json(stage.out / "look_alikes.json", alike)
+    _say(told(alike))
     write_json(stage.out / "embed.json", summary)
     trained, untrained = stage.trained_method(), stage.method()
     images = stage.split("train"), stage.split("validation")

@@ -29,6 +29,7 @@ from cl_core.report.figures import swatch
 from cl_core.report.groups import MINUS, NONE, Group, group_seeds, percent, points, share_name
 from cl_core.report.health import ACCURACIES, DISAGREEMENT, FEWEST, FIGURES, health, in_a_sentence, what_labels_tell
 from cl_core.report.leaderboard import leaderboards
+from cl_core.report.leakage import Leakage, SecondLook, leakage, second_look
 from cl_core.report.plots import (
     Plot,
     curve_plots,
@@ -43,16 +44,13 @@ from cl_core.report.retrieval import Retrieval, retrieve
 from cl_core.report.timeline import timeline
 from cl_core.report.verdict import verdict
 
-DUPLICATES_SHOWN = 8
-
 
 @dataclass(frozen=True)
 class Dataset:
-    """What the page says about the images. warnings: sentences. duplicates: the first pairs found across splits."""
+    """What the page says about the images. warnings: sentences."""
 
     facts: list[tuple[str, str]]
     warnings: list[str]
-    duplicates: list[tuple[str, str]]
     splits: dict[str, Mapping[str, Any]]
     classes: list[str]
     source: Mapping[str, Any]
@@ -90,7 +88,9 @@ def write_report(
     groups = group_seeds(collected)
     shown = tables(groups)
     page = _environment().get_template("template.html")
-    dataset = _dataset(store, next((e.config["subset"] for e in collected if e.config.get("subset")), None))
+    leaks = leakage(store)
+    subset = next((e.config["subset"] for e in collected if e.config.get("subset")), None)
+    dataset = _dataset(store, subset, leaks)
     html = page.render(
         title=title,
         css=_resource("style.css"),
@@ -106,6 +106,8 @@ def write_report(
         curves=curve_plots(groups),
         previews={group.index: _preview(group.first) for group in groups},
         retrievals={group.index: _retrieval(store, group.first) for group in groups},
+        leakage=leaks,
+        second_looks=_second_looks(store, groups),
         label_plots=_label_plots(groups),
         distillations=distillations(groups),
         panels=_panels(groups),
@@ -171,9 +173,9 @@ def data_uri(png: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
-def _dataset(store: Store, subset: int | None) -> Dataset:
+def _dataset(store: Store, subset: int | None, leaks: Leakage) -> Dataset:
     splits = {name: split for name, split in store.manifest["splits"].items() if split["count"]}
-    duplicates, quarantined = store.manifest["duplicates"], store.manifest["quarantined"]
+    quarantined = store.manifest["quarantined"]
     trained = splits["train"]["count"] if "train" in splits else 0
     used = [("of them used", f"{subset:,}")] if subset is not None and subset < trained else []
     facts = [
@@ -184,12 +186,11 @@ def _dataset(store: Store, subset: int | None) -> Dataset:
         *((name, f"{split['count']:,}") for name, split in splits.items() if name != "train"),
         ("size", f"{store.image_size} \N{MULTIPLICATION SIGN} {store.image_size} px"),
         ("quarantined", f"{quarantined:,}"),
-        ("copies across splits", f"{duplicates['count']:,}"),
+        ("near duplicates across splits", leaks.across),
     ]
     return Dataset(
         facts=facts,
-        warnings=list(_dataset_warnings(store, duplicates["count"], quarantined)),
-        duplicates=[(str(a), str(b)) for a, b in duplicates["across_splits"][:DUPLICATES_SHOWN]],
+        warnings=list(_dataset_warnings(store, leaks, quarantined)),
         splits=splits,
         classes=store.classes,
         source=store.manifest["source"],
@@ -197,12 +198,9 @@ def _dataset(store: Store, subset: int | None) -> Dataset:
     )
 
 
-def _dataset_warnings(store: Store, copies: int, quarantined: int) -> Iterator[str]:
-    if copies:
-        images = (
-            "1 image of validation or test is an exact copy" if copies == 1 else f"{copies:,} images are exact copies"
-        )
-        yield f"{images} of one in an earlier split, so the test figures are optimistic. Remove them and ingest again."
+def _dataset_warnings(store: Store, leaks: Leakage, quarantined: int) -> Iterator[str]:
+    if leaks.warning:
+        yield leaks.warning
     if quarantined:
         files = "1 file was" if quarantined == 1 else f"{quarantined:,} files were"
         yield f"{files} left out as unreadable; `artifacts/dataset/quarantine.csv` gives the reason for each."
@@ -270,6 +268,11 @@ def _preview(experiment: Experiment) -> Preview:
 
 def _retrieval(store: Store, experiment: Experiment) -> Retrieval:
     return retrieve(store, experiment.folder / "embed", experiment.command)
+
+
+def _second_looks(store: Store, groups: Sequence[Group]) -> list[tuple[Group, SecondLook]]:
+    looks = [(g, second_look(store, g.first.folder / "embed", g.first.command)) for g in groups]
+    return [(group, found) for group, found in looks if found is not None]
 
 
 def _label_plots(groups: Sequence[Group]) -> list[Plot]:

@@ -80,8 +80,17 @@ def write_store(
         "source": {"name": "image_folder", "options": {"root": "photos"}},
         "quarantined": quarantined,
         "duplicates": {"across_splits": [list(pair) for pair in across], "count": len(across)},
+        "near_duplicates": {
+            "policy": "report",
+            "pairs": {"train/validation": 0, "train/test": len(across), "validation/test": 0, "train/train": 0},
+            "complete": True,
+            "dropped": 0,
+            "flat": {"count": 0, "first": []},
+        },
     }
     write_json(folder / "manifest.json", manifest)
+    listed = [f"train/test,{one},{other},2,0.123,no\n" for one, other in across]
+    (folder / "near_duplicates.csv").write_text("kind,key,other,bits,difference,dropped\n" + "".join(listed))
     (folder / "quarantine.csv").write_text("key,reason\n")
 
 
@@ -317,9 +326,42 @@ def test_the_first_sentence_of_a_single_experiment_is_what_it_gained_or_lost(tmp
 
 def test_dataset_warnings_name_the_leak_and_the_quarantine(page: str) -> None:
     text = text_of(page)
-    assert "1 image of validation or test is an exact copy of one in an earlier split" in text
-    assert "train/0001.png = test/0002.png" in text
+    assert "1 pair of near duplicates lies in different splits, 1 of the images an exact copy" in text
     assert "3 files were left out as unreadable" in text
+
+
+def test_near_duplicates_are_counted_and_shown_as_pairs_with_their_splits(page: str) -> None:
+    section = re.search(r'<section id="leakage".*?</section>', page, flags=re.DOTALL).group()
+    assert "<dt>train and test</dt><dd>1</dd>" in section
+    described = re.findall(r'alt="([^"]*)"', section)
+    assert [text.partition(",")[0] for text in described] == ["train image train/0001.png", "test image test/0002.png"]
+    assert "pixels differ by 0.12" in text_of(section)
+    assert "second look" not in section
+
+
+def test_a_second_look_names_what_an_encoder_confuses_or_why_it_can_tell_nothing(tmp_path: Path) -> None:
+    write_store(tmp_path, counts=COUNTS)
+    for name in ("seeing", "blind"):
+        write_experiment(tmp_path, name, method=name, seed=0, top1=0.7)
+    found = {"count": 40, "first": [["train/0003.png", "test/0001.png", 0.9912]]}
+    head = {"stage": "stage3", "min_cosine": 0.98}
+    write_json(tmp_path / "runs/seeing/embed/look_alikes.json", {**head, "pairs": {"train/test": found}})
+    skipped = "31.0% of random pairs of train/test have a cosine above 0.98"
+    write_json(tmp_path / "runs/blind/embed/look_alikes.json", {**head, "skipped": skipped})
+    page = write_report(tmp_path, tmp_path / "report.html", experiments=["seeing", "blind"]).read_text()
+    section = text_of(re.search(r'<section id="leakage".*?</section>', page, flags=re.DOTALL).group())
+    assert "seeing pairs with a cosine above 0.98: train and test 40." in section
+    assert "cosine 0.991" in section
+    assert "blind cannot tell copies from other images: 31.0% of random pairs" in section
+
+
+def test_a_dataset_from_before_near_duplicates_were_looked_for_says_how_to_catch_up(tmp_path: Path) -> None:
+    write_store(tmp_path, counts=COUNTS)
+    manifest = json.loads((tmp_path / "dataset" / "manifest.json").read_text())
+    del manifest["near_duplicates"]
+    write_json(tmp_path / "dataset" / "manifest.json", manifest)
+    with pytest.raises(DataError, match="written before near duplicates were looked for; run `contrast run`"):
+        write_report(tmp_path, tmp_path / "report.html", experiments=[])
 
 
 def test_seeds_share_a_row_with_mean_and_standard_deviation(page: str) -> None:
