@@ -7,7 +7,7 @@ after a rectifier all point one way, and of a small encoder's a third of all pai
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Mapping, Set
 from typing import Any
 
 import torch
@@ -18,11 +18,11 @@ from cl_core.data.screening import LEAKS
 from cl_core.evaluation.features import Features
 
 MIN_COSINE = 0.98  #: of a pair, between centred average features of the last stage
-MAX_SHARE = 1e-3  #: of pairs taken at random; where more are above, the features say nothing
 _LISTED = 20  # pairs kept per kind, the most alike
 _ASKED = 20_000  # images of a split that are compared with all of the other, evenly spaced
-_SAMPLE = 1000  # images per split for the share
 _CHUNK = 1024
+
+Found = list[tuple[str, str, float]]
 
 
 def look_alikes(
@@ -32,7 +32,8 @@ def look_alikes(
 
     features: split -> its features. known: (key, other) of pairs found by their pixels, which are left out.
     Returns {"stage", "min_cosine", "pairs": {kind: {"count", "first": [[key, other, cosine], ...]}}} of the kinds in
-    LEAKS whose splits have images, or {"stage", "min_cosine", "skipped": why} where the features are all too alike.
+    LEAKS whose splits have images, or {"stage", "min_cosine", "skipped": why} where the features are all too alike: a
+    held-out image has on average more than one that looks like it, which copies never are.
     """
     stage = list(features["train"].average)[-1]
     head = {"stage": stage, "min_cosine": MIN_COSINE}
@@ -43,15 +44,11 @@ def look_alikes(
         one, other = kind.split("/")
         if not len(features[one]) or not len(features[other]):
             continue
-        share = _share(sides[one], sides[other])
-        if share:
-            return head | {"skipped": f"{share:.1%} of random pairs of {kind} have a cosine above {MIN_COSINE}"}
-        found = [
-            (features[one].keys[row], features[other].keys[asked], cosine)
-            for row, asked, cosine in _above(sides[one], sides[other])
-        ]
-        new = sorted((pair for pair in found if pair[:2] not in known), key=lambda pair: -pair[2])
-        pairs[kind] = {"count": len(new), "first": [[*pair[:2], round(pair[2], 4)] for pair in new[:_LISTED]]}
+        found = _new_pairs(features[one], features[other], (sides[one], sides[other]), known)
+        if found is None:
+            return head | {"skipped": f"an image of {other} has on average more than one in {one} above {MIN_COSINE}"}
+        found.sort(key=lambda pair: -pair[2])
+        pairs[kind] = {"count": len(found), "first": [[*pair[:2], round(pair[2], 4)] for pair in found[:_LISTED]]}
     return head | {"pairs": pairs}
 
 
@@ -69,17 +66,22 @@ def _directions(values: Tensor, mean: Tensor) -> Tensor:
     return normalize(values.float() - mean, dim=1)
 
 
-def _share(one: Tensor, other: Tensor) -> float:
-    """Of random pairs, how many are above, or 0 where it is so few that they may be copies: one for each image."""
-    one, other = (side[:: max(1, len(side) // _SAMPLE)] for side in (one, other))
-    above, pairs = int((one @ other.T > MIN_COSINE).sum()), len(one) * len(other)
-    return above / pairs if above > max(MAX_SHARE * pairs, len(one) + len(other)) else 0.0
-
-
-def _above(bank: Tensor, queries: Tensor) -> Iterator[tuple[int, int, float]]:
-    """(row of the bank, row of the queries, cosine) of every pair above, in order of the queries."""
+def _new_pairs(
+    one: Features, other: Features, sides: tuple[Tensor, Tensor], known: Set[tuple[str, str]]
+) -> Found | None:
+    """(key, other key, cosine) of every pair above that is not known; None where they outnumber the images asked for."""
+    bank, queries = sides
+    found: Found = []
     rows = torch.arange(0, len(queries), max(1, -(-len(queries) // _ASKED)), device=queries.device)
     for part in rows.split(_CHUNK):
         cosines = queries[part] @ bank.T
-        query, row = (cosines > MIN_COSINE).nonzero(as_tuple=True)
-        yield from zip(row.tolist(), part[query].tolist(), cosines[query, row].tolist(), strict=True)
+        above = cosines > MIN_COSINE
+        if int(above.sum()) > len(rows) + len(known):  # before they take memory
+            return None
+        asked, row = above.nonzero(as_tuple=True)
+        for a, b, cosine in zip(row.tolist(), part[asked].tolist(), cosines[asked, row].tolist(), strict=True):
+            if (one.keys[a], other.keys[b]) not in known:
+                found.append((one.keys[a], other.keys[b], cosine))
+        if len(found) > len(rows):
+            return None
+    return found

@@ -45,10 +45,17 @@ class ImageFolder:
     """The images of a folder: flat, in class folders, or in train/ val/ test/ above either.
 
     path: the folder. Keys are paths relative to it. Links are followed. Hidden files and folders are left out.
+    group: a regular expression that is searched in each key; what it matches, or its first parenthesis, names the group
+        (patient, video) whose images stay together in splits, label draws and folds: `(patient[0-9]+)_` for example. A
+        key that it does not match is by itself. Raises DataError where it is no regular expression.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, group: str | None = None) -> None:
         self.root = Path(path)
+        try:
+            self.group = None if group is None else re.compile(group)
+        except re.error as error:
+            raise DataError(f"image_folder: group {group!r} is no regular expression ({error}); correct it") from None
 
     def fingerprint(self) -> dict[str, Any]:
         """Digest over relative names, sizes and modification times (about 0.5 s for 60,000 files).
@@ -71,7 +78,12 @@ class ImageFolder:
             split = split_of.get(folders[0]) if folders else None
             if split is not None:
                 folders = folders[1:]
-            yield Example(key=key, image=Path(entry.path), label=folders[0] if folders else None, split=split)
+            label = folders[0] if folders else None
+            yield Example(key=key, image=Path(entry.path), label=label, split=split, group=self._group_of(key))
+
+    def _group_of(self, key: str) -> str | None:
+        found = self.group.search(key) if self.group else None
+        return found[1 if found.re.groups else 0] or None if found else None
 
     def _split_folders(self) -> dict[str, str]:
         """{folder: split}, empty where the layout has no splits. Refuses what can be read in two ways."""

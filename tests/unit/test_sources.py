@@ -174,6 +174,18 @@ def test_a_file_name_that_is_not_utf8_gets_a_key_that_can_be_written(tmp_path):
     assert ImageFolder(str(tmp_path)).fingerprint()["files"] == 1
 
 
+@pytest.mark.parametrize("group", ["p[0-9]+", "(p[0-9]+)_"])
+def test_a_pattern_names_the_groups_and_what_it_does_not_match_has_none(tmp_path, group):
+    touch(tmp_path, "cat/p1_a.png", "dog/p1_b.png", "dog/p22_a.png", "dog/other.png")
+    groups = {example.key: example.group for example in ImageFolder(str(tmp_path), group=group)}
+    assert groups == {"cat/p1_a.png": "p1", "dog/p1_b.png": "p1", "dog/p22_a.png": "p22", "dog/other.png": None}
+
+
+def test_a_pattern_that_is_no_regular_expression_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"group '\(p' is no regular expression \(.*\); correct it"):
+        ImageFolder(str(tmp_path), group="(p")
+
+
 def test_an_empty_class_folder_is_no_class_and_no_ambiguity(tmp_path):
     touch(tmp_path, "a.png")
     (tmp_path / "empty").mkdir()
