@@ -69,7 +69,7 @@ def _directions(values: Tensor, mean: Tensor) -> Tensor:
 def _new_pairs(
     one: Features, other: Features, sides: tuple[Tensor, Tensor], known: Set[tuple[str, str]]
 ) -> Found | None:
-    """(key, other key, cosine) of every pair above that is not known; None where they outnumber the images asked for."""
+    """(key, other key, cosine) of every pair above that is not known; None where they outnumber the images."""
     bank, queries = sides
     found: Found = []
     rows = torch.arange(0, len(queries), max(1, -(-len(queries) // _ASKED)), device=queries.device)
