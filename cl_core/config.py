@@ -320,10 +320,10 @@ class EvaluationConfig(Section):
 
 
 def _figure(value: str) -> str:
-    if not re.fullmatch(r"linear|knn|finetune \S+|metrics\.\w+", value):
+    if not re.fullmatch(r"linear|knn|few_labels \S+|metrics\.\w+", value):
         raise ValueError(
-            "must be linear, knn, `finetune SHARE` with a share of evaluation.finetune.fractions, or metrics.NAME with "
-            "a figure that both methods log"
+            "must be linear, knn, `few_labels BUDGET` with a budget of evaluation.finetune, or metrics.NAME with a "
+            "figure that both methods log"
         )
     return value
 
@@ -338,18 +338,19 @@ class ClaimConfig(Section):
     worse: Name
     """The experiment it is held against. Where both have several seeds, all of them count."""
     figure: Annotated[str, AfterValidator(_figure)] = "linear"
-    """linear, knn, `finetune 0.01`, or metrics.NAME for a figure logged in training (mean over its last tenth)."""
+    """linear, knn, `few_labels 4` for the best use of so many labels, or metrics.NAME for a figure logged in training
+    (mean over its last tenth)."""
     source: str = ""
     """Where the sentence comes from."""
 
     @property
     def kind(self) -> str:
-        """The figure without its argument: linear, knn, finetune or metrics."""
+        """The figure without its argument: linear, knn, few_labels or metrics."""
         return re.split(r"[ .]", self.figure, maxsplit=1)[0]
 
     @property
     def argument(self) -> str:
-        """The share or the name behind it, "" where there is none."""
+        """The budget or the name behind it, "" where there is none."""
         return re.split(r"[ .]", f"{self.figure} ", maxsplit=1)[1].strip()
 
 

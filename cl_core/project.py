@@ -284,10 +284,15 @@ def _check_claims(checker: PartChecker, params: ParamsConfig) -> None:
                 )
         if claim.better == claim.worse:
             checker.note(["claims", index, "worse"], f"{claim.worse} cannot be worse than itself; name another")
-        fractions = params.evaluation.finetune.fractions
-        if claim.kind == "finetune" and claim.argument not in {f"{fraction:g}" for fraction in fractions}:
-            listed = ", ".join(f"finetune {fraction:g}" for fraction in fractions)
+        budgets = _budget_names(params)
+        if claim.kind == "few_labels" and claim.argument not in budgets:
+            listed = ", ".join(f"few_labels {name}" for name in budgets)
             checker.note(["claims", index, "figure"], f"{claim.figure!r} is not measured here; choose from: {listed}")
+
+
+def _budget_names(params: ParamsConfig) -> list[str]:
+    """What the label budgets of evaluation.finetune are called in its results."""
+    return ["all" if fraction == 1 else f"{fraction:g}" for fraction in params.evaluation.finetune.fractions]
 
 
 def _check_training(checker: PartChecker, method: Entry, config: ExperimentConfig) -> None:

@@ -1,4 +1,4 @@
-"""What `contrast run` ends with on the terminal: what was gained or lost, then one table per protocol with yardsticks.
+"""What `contrast run` ends with on the terminal: tables with yardsticks, one per protocol, then the verdict.
 
 The rows of the report, cut to fit 80 columns: only the linear probe keeps its interval, or its deviation over seeds.
 """
@@ -15,7 +15,7 @@ from rich.table import Table as Grid
 
 from cl_core.report.collect import collect
 from cl_core.report.distillation import distillations
-from cl_core.report.groups import NONE, group_seeds, percent, share_name
+from cl_core.report.groups import NONE, group_seeds, percent
 from cl_core.report.results import Row, Table, gaps, tables
 from cl_core.report.verdict import verdict
 
@@ -27,61 +27,81 @@ def print_results(artifacts: Path, experiments: Sequence[str], console: Console)
     for group in groups:
         judged = verdict(group)
         if judged.says_something:
-            _remark(group.label, judged.text, console)
+            remark(group.label, judged.text, console)
         for experiment in group.experiments:
             for said in experiment.remarks[-1:]:  # the report has them all
-                _remark(experiment.name, f"at step {said.step:,} of {experiment.steps:,}: {said.text}", console)
+                remark(experiment.name, f"at step {said.step:,} of {experiment.steps:,}: {said.text}", console)
     for table in tables(groups):
         console.print(_grid(table))
+        if table.budgets:
+            console.print(_few_labels(table))
     for distilled in distillations(groups):
-        _remark(distilled.group.label, distilled.text, console)
+        remark(distilled.group.label, distilled.text, console)
     for experiment in collected:
         for line in gaps(experiment):
-            _remark(experiment.name, line, console)
+            remark(experiment.name, line, console)
 
 
-def _remark(name: str, text: str, console: Console) -> None:
+def remark(name: str, text: str, console: Console) -> None:
+    """A line that begins with whom it is about."""
     console.print(f"[dim]{escape(name)}:[/dim] {escape(text)}", soft_wrap=True)
 
 
 def _grid(table: Table) -> Grid:
-    grid = Grid(title="top-1 accuracy, %", title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    grid.add_column("", min_width=12, overflow="fold")
-    for heading in ("linear", "stage", "kNN", *(share_name(fraction) for fraction, _ in table.fractions)):
+    grid = new_grid("top-1 accuracy with all labels, %", "")
+    for heading in ("linear", "stage", "kNN"):
         grid.add_column(heading, justify="left" if heading == "stage" else "right", no_wrap=True)
     for row in table.rows:
         _add_row(grid, row)
-    labels = [row.label for row in table.yardsticks]
-    for row in table.yardsticks:
+    yardsticks = [row for row in table.yardsticks if row.linear or row.knn]
+    labels = [row.label for row in yardsticks]
+    for row in yardsticks:
         if labels.count(row.label) == 1:  # lines that differ by input only would look alike here
             _add_row(grid, row, "dim")
-    grid.caption = ", ".join(table.protocols)
+    grid.caption = ", ".join(table.protocols[:2])
     if table.constant is not None:
         grid.caption += f"\nbalanced: mean over the classes; a constant answer gets {percent(table.constant)} % (top-1)"
     if len(set(labels)) < len(labels):
         grid.caption += "\nyardsticks that differ between experiments stand below and in the report"
-    if table.fractions:
-        shares = ", ".join(share_name(fraction) for fraction, _ in table.fractions)
-        grid.caption += f"\n{shares}: fine-tuned with that share of the labels"
-        grid.caption += "\nfrozen: a linear probe on these labels" if any(any(row.frozen) for row in table.rows) else ""
+    return grid
+
+
+def new_grid(title: str, first: str) -> Grid:
+    """An empty table whose first column may fold."""
+    grid = Grid(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     grid.caption_justify = "left"
+    grid.add_column(first, min_width=12, overflow="fold")
     return grid
 
 
 def _add_row(grid: Grid, row: Row, style: str = "") -> None:
-    """The line, and below it its balanced accuracies and the frozen encoder on few labels, where there are any."""
+    """The line, and below it its balanced accuracies where there are any."""
     grid.add_row(*(escape(cell) for cell in _cells(row)), style=style)
-    balanced = [None if m is None else m.balanced for m in (row.linear, row.knn, *row.finetune)]
+    balanced = [None if m is None else m.balanced for m in (row.linear, row.knn)]
     if any(value is not None for value in balanced):
-        linear, *others = ("" if value is None else percent(value) for value in balanced)
-        grid.add_row("  balanced", linear, "", *others, style=style)
-    if any(row.frozen):
-        cells = ("" if measured is None else percent(measured.mean) for measured in row.frozen)
-        grid.add_row("  frozen", "", "", "", *cells, style=style)
+        linear, knn = ("" if value is None else percent(value) for value in balanced)
+        grid.add_row("  balanced", linear, "", knn, style=style)
 
 
 def _cells(row: Row) -> Iterator[str]:
     yield f"{row.label}, {row.note}" if row.group and row.note else row.label
     yield NONE if row.linear is None else str(row.linear)
     yield "" if row.group is None else row.group.best_stage
-    yield from (NONE if measured is None else percent(measured.mean) for measured in (row.knn, *row.finetune))
+    yield NONE if row.knn is None else percent(row.knn.mean)
+
+
+def _few_labels(table: Table) -> Grid:
+    """Every use of few labels, the frozen probe first, and the yardsticks that all experiments share."""
+    grid = new_grid("top-1 accuracy by labels per class or share of the labels, %", "")
+    grid.add_column("", no_wrap=True)
+    for budget in table.budgets:
+        grid.add_column(budget.title.removesuffix(" per class"), justify="right", no_wrap=True)
+    labels = [row.label for row in table.yardsticks]
+    for row in [*table.rows, *(row for row in table.yardsticks if labels.count(row.label) == 1)]:
+        for k, use in enumerate(row.uses):
+            cells = [NONE if measured is None else percent(measured.mean) for measured in use.values]
+            name = "" if k else escape(row.label.removesuffix(", same labels"))
+            grid.add_row(name, use.name, *cells, style="" if row.group else "dim")
+    counts = "; ".join(f"{budget.title}: {budget.labels}" for budget in table.budgets)
+    grid.caption = f"{table.protocols[-1]}\n{counts}\nmeans over draws and seeds; the report has their spread"
+    return grid

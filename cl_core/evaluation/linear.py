@@ -63,8 +63,9 @@ class Probe:
 class LinearResult:
     """metrics: as written to metrics.json, or {"skipped": reason}.
 
-    predictions: of the best stage on the labelled test examples, for McNemar's test between two runs: "row" (N,) int64
-    in the test split, "label" and "predicted" (N,) int64; empty where skipped.
+    predictions: on the labelled test examples, for paired tests between runs: "row" (N,) int64 in the test split,
+    "label", "predicted" by the probe of the best stage and "knn_predicted" on the last stage, (N,) int64; empty where
+    skipped.
     """
 
     metrics: dict[str, Any]
@@ -104,9 +105,13 @@ def linear_eval(
     if len(test) == 0:
         return LinearResult(metrics={"skipped": EMPTY_TEST})
     scores = {stage: probe.classifier.scores(test.probe[stage]) for stage, probe in probes.items()}
-    metrics = _figures(probes, scores, test.labels, best) | _knn_figures(
-        train, test, best, num_classes=len(classes), knn=knn, device=device
-    )
+    neighbours = _knn_scores(train, test, best, num_classes=len(classes), knn=knn, device=device)
+    metrics = {
+        **_figures(probes, scores, test.labels, best),
+        "labels_trained": len(train),
+        "labels_chosen": len(validation),
+        **_knn_figures(neighbours, test.labels, knn, len(train)),
+    }
     metrics["classes"] = {
         "imbalance": imbalance(torch.cat([train.labels, validation.labels, test.labels])),
         "constant_top1": share(test.labels == train.labels.mode().values),
@@ -116,6 +121,7 @@ def linear_eval(
         "row": (whole_test.labels >= 0).nonzero()[:, 0],
         "label": test.labels,
         "predicted": topk_classes(scores[best])[:, 0].contiguous(),
+        "knn_predicted": topk_classes(next(iter(neighbours.values())))[:, 0].contiguous(),
     }
     return LinearResult(metrics=metrics | absent_classes(train.labels, test.labels, classes), predictions=predictions)
 
@@ -227,22 +233,29 @@ def _figures(probes: Mapping[str, Probe], scores: Mapping[str, Tensor], labels: 
     }
 
 
-def _knn_figures(
+def _knn_scores(
     train: Features, test: Features, best: str, *, num_classes: int, knn: KnnConfig, device: torch.device | str
-) -> dict[str, Any]:
-    """kNN on the last stage, the standard, and on the best one where that is another."""
-    last = list(train.average)[-1]
-    k = effective_k(knn.k, len(train))
+) -> dict[str, Tensor]:
+    """{stage: (N, C)}: of the last stage, the standard, and of the best one where that is another."""
+    k, labels = effective_k(knn.k, len(train)), train.labels.to(device)
 
-    def figures(stage: str) -> dict[str, Any]:
+    def scores(stage: str) -> Tensor:
         bank, query = train.average[stage].to(device), test.average[stage].to(device)
-        scores = knn_predict(query, bank, train.labels.to(device), num_classes, k, temperature=knn.temperature)
-        return {
-            "protocol": protocol_id(knn.k, len(train)),
-            "stage": stage,
-            "k": k,
-            "temperature": knn.temperature,
-            **accuracy_figures(scores.cpu(), test.labels),
-        }
+        return knn_predict(query, bank, labels, num_classes, k, temperature=knn.temperature).cpu()
 
-    return {"knn": figures(last)} | ({} if best == last else {"knn_best_stage": figures(best)})
+    return {stage: scores(stage) for stage in dict.fromkeys([list(train.average)[-1], best])}
+
+
+def _knn_figures(scores: Mapping[str, Tensor], labels: Tensor, knn: KnnConfig, bank: int) -> dict[str, Any]:
+    """bank: number of training images."""
+    found = [
+        {
+            "protocol": protocol_id(knn.k, bank),
+            "stage": stage,
+            "k": effective_k(knn.k, bank),
+            "temperature": knn.temperature,
+            **accuracy_figures(of_stage, labels),
+        }
+        for stage, of_stage in scores.items()
+    ]
+    return dict(zip(("knn", "knn_best_stage"), found, strict=False))

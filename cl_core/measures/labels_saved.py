@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +38,7 @@ def labels_needed(accuracy: float, labels: Sequence[int], accuracies: Sequence[f
     isotonic regression and is linear in log m between budgets. What the first budget already reaches gives the first
     budget: less was not measured. Raises DataError for budgets that do not ascend.
     """
-    if len(labels) != len(accuracies) or not labels or any(b <= a for a, b in zip(labels, labels[1:], strict=False)):
+    if len(labels) != len(accuracies) or not labels or any(b <= a for a, b in pairwise(labels)):
         raise DataError(f"budgets {list(labels)} with {len(accuracies)} accuracies are no curve; give one per budget")
     curve = isotonic(accuracies)
     reached = np.flatnonzero(curve >= accuracy)
@@ -70,8 +71,7 @@ def labels_saved(ours: Runs, reference: Sequence[tuple[int, Runs]]) -> Needed:
     labels = [count for count, _ in reference]
     needed = labels_needed(ours.accuracy, labels, [runs.accuracy for _, runs in reference])
     curves = np.stack([runs.resampled for _, runs in reference], axis=1)
-    found = sorted(
-        labels_needed(float(a), labels, list(curve)) for a, curve in zip(ours.resampled, curves, strict=True)
-    )
+    resamples = zip(ours.resampled, curves, strict=True)
+    found = sorted(labels_needed(float(accuracy), labels, list(curve)) for accuracy, curve in resamples)
     low, high = (found[round(q * (len(found) - 1))] for q in (0.025, 0.975))
     return Needed(needed, low, high, least=labels[0], most=labels[-1])

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cl_core.report.collect import Experiment
-from cl_core.report.records import Accuracy, FractionResult, Knn
+from cl_core.report.records import Accuracy, BudgetResult, FinetuneResult, Knn
 
 NONE = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
@@ -23,13 +23,14 @@ PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
 UNBALANCED = 1.5  #: times as many images in the largest class as in the smallest: balanced accuracy is shown
 
 Protocols = tuple[str | None, str | None, str | None]
+_SELECTION = {"labels": "the same labels"}  # what hyper-parameters were chosen on; "validation" is its own name
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One figure of a group: a value per seed, and the 95 % interval where there is a single one.
+    """One figure of a group: a value per seed and draw of labels, and the 95 % interval where there is a single one.
 
-    balanced: mean over seeds of the balanced accuracy; None where classes are balanced, so that it need not be shown.
+    balanced: mean of the balanced accuracy; None where classes are balanced, so that it need not be shown.
     """
 
     values: tuple[float, ...]
@@ -38,12 +39,12 @@ class Measured:
 
     @property
     def mean(self) -> float:
-        """Mean over seeds."""
+        """Mean over seeds and draws."""
         return statistics.fmean(self.values)
 
     @property
     def spread(self) -> str:
-        """What stands beside the mean: "+- 0.4" over seeds, "43.9 to 45.9" for one run, "" where neither is known."""
+        """What stands beside the mean: "+- 0.4" over several, "43.9 to 45.9" for one run, "" where neither is known."""
         if len(self.values) > 1:
             return f"{PLUS_MINUS} {percent(statistics.stdev(self.values))}"
         return "" if self.interval is None else f"{percent(self.interval[0])} to {percent(self.interval[1])}"
@@ -97,10 +98,9 @@ class Group:
         return _protocols(self.first)
 
     @property
-    def fractions(self) -> list[float]:
-        """Shares of labels that were fine-tuned with, ascending."""
-        result = self.first.finetune.result
-        return sorted(result.fractions) if result else []
+    def budgets(self) -> list[str]:
+        """Names of the label budgets, the fewest labels first."""
+        return budget_names([self])
 
     @property
     def constant(self) -> float | None:
@@ -130,19 +130,27 @@ class Group:
         stages = [e.linear.result.best_stage for e in self.experiments if e.linear.result]
         return ", ".join(dict.fromkeys(stages)) or NONE
 
-    def finetune(self, fraction: float) -> Measured | None:
-        """Fine-tuning with a share of the labels."""
-        return self._measured(self._at(fraction))
+    def few_labels(self, competitor: str, budget: str) -> Measured | None:
+        """Top-1 of a competitor at a label budget, a value per seed and draw."""
+        found = [r.competitors[competitor] for r in self.at(budget) if competitor in r.competitors]
+        if not found:
+            return None
+        draws = [tuple(draw.top1 for draw in one.draws) for one in found]
+        if len(set(draws)) == 1:  # a yardstick that all seeds share
+            draws = draws[:1]
+        values = tuple(value for some in draws for value in some)
+        interval = found[0].top1_ci95 if len(values) == 1 else None
+        return Measured(values, interval, self._shown([one.balanced_top1 for one in found]))
 
-    def frozen(self, fraction: float) -> Measured | None:
-        """The linear probe of the frozen encoder on a share of the labels."""
-        return self._measured([f.details["frozen"] for f in self._at(fraction) if "frozen" in f.details])
+    def figure(self, competitor: str, budget: str, name: str) -> float | None:
+        """Mean over seeds and draws of a figure of `FewLabelFigures`."""
+        found = [r.competitors[competitor] for r in self.at(budget) if competitor in r.competitors]
+        return statistics.fmean(getattr(one, name) for one in found) if found else None
 
-    def finetune_yardstick(self, name: str, fraction: float) -> Measured | None:
-        """`supervised_same_labels` or `random_init_probe` at a share of the labels."""
-        found = [f for f in self._at(fraction) if getattr(f, name) is not None]
-        balanced = [f.details[name].balanced_top1 if name in f.details else None for f in found]
-        return _yardstick([getattr(f, name) for f in found], self._shown(balanced))
+    def at(self, budget: str) -> list[BudgetResult]:
+        """The results of every seed at a label budget."""
+        found = [e.finetune.result.budgets.get(budget) for e in self.experiments if e.finetune.result]
+        return [result for result in found if result]
 
     def baseline(self, name: str, figure: str = "top1") -> Measured | None:
         """`top1` or `knn_top1` of a baseline of the linear protocol."""
@@ -150,10 +158,6 @@ class Group:
         found = [b for b in known if b and getattr(b, figure) is not None]
         balanced = [getattr(b, figure.replace("top1", "balanced_top1")) for b in found]
         return _yardstick([getattr(b, figure) for b in found], self._shown(balanced))
-
-    def _at(self, fraction: float) -> list[FractionResult]:
-        found = [e.finetune.result.fractions.get(fraction) for e in self.experiments if e.finetune.result]
-        return [f for f in found if f]
 
     def _measured(self, found: Sequence[Accuracy]) -> Measured | None:
         if not found:
@@ -175,6 +179,13 @@ def percent(share: float) -> str:
 def points(difference: float) -> str:
     """0.061 -> "+6.1", with a true minus sign."""
     return f"{100 * difference:+.1f}".replace("-", MINUS)
+
+
+def budget_names(groups: Iterable[Group]) -> list[str]:
+    """Names of all label budgets of some groups, the fewest labels first."""
+    results = [e.finetune.result for group in groups for e in group.experiments if e.finetune.result]
+    found = {name: budget.labels_trained for result in results for name, budget in result.budgets.items()}
+    return sorted(found, key=lambda name: (found[name], name == "all"))
 
 
 def share_name(fraction: float) -> str:
@@ -231,7 +242,7 @@ def _protocols(experiment: Experiment) -> Protocols:
     return (
         linear.protocol if linear else None,
         _knn_protocol(linear.knn) if linear else None,
-        finetune.protocol if finetune else None,
+        _few_labels_protocol(finetune) if finetune else None,
     )
 
 
@@ -239,6 +250,11 @@ def _knn_protocol(knn: Knn) -> str:
     """The id with k and T, which it names itself only where k was reduced to the size of the bank."""
     k = "" if "(k=" in knn.protocol else f"(k={knn.k})"
     return f"{knn.protocol}{k}, T={knn.temperature:g}"
+
+
+def _few_labels_protocol(result: FinetuneResult) -> str:
+    """The id with what choices were made on."""
+    return f"{result.protocol}, chosen on {_SELECTION.get(result.selection, result.selection)}"
 
 
 def _identity(experiment: Experiment) -> str:

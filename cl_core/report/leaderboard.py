@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cl_core.report.budgets import Budget
 from cl_core.report.collect import Experiment
 from cl_core.report.groups import Group, Measured
 from cl_core.report.records import RANDOM_INIT, MethodFacts
@@ -20,7 +21,8 @@ class Entry:
     """A line of the leaderboard.
 
     facts: of the method, empty for a card that has none. seconds: of pretraining, mean over seeds. gain: of the linear
-    probe over the same encoder with the same input before training, paired by run.
+    probe over the same encoder with the same input before training, paired by run. few_labels: the best use at each
+    budget.
     """
 
     group: Group
@@ -28,7 +30,7 @@ class Entry:
     seconds: float | None
     linear: Measured | None
     knn: Measured | None
-    finetune: tuple[Measured | None, ...]
+    few_labels: tuple[Measured | None, ...]
     gain: Measured | None
 
     @property
@@ -39,10 +41,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """All groups of a table, the best linear probe first. fractions: [(share of the labels, which labels)]."""
+    """All groups of a table, the best linear probe first."""
 
     protocols: tuple[str, ...]
-    fractions: tuple[tuple[float, str], ...]
+    budgets: tuple[Budget, ...]
     entries: tuple[Entry, ...]
 
     @property
@@ -59,7 +61,7 @@ def leaderboards(tables: Sequence[Table]) -> list[Leaderboard]:
 def leaderboard(table: Table) -> Leaderboard:
     """The lines of a table, sorted."""
     entries = [_entry(group, table) for group in table.groups]
-    return Leaderboard(table.protocols, table.fractions, tuple(sorted(entries, key=lambda entry: entry.place)))
+    return Leaderboard(table.protocols, table.budgets, tuple(sorted(entries, key=lambda entry: entry.place)))
 
 
 def _entry(group: Group, table: Table) -> Entry:
@@ -71,7 +73,7 @@ def _entry(group: Group, table: Table) -> Entry:
         seconds=statistics.fmean(seconds) if seconds else None,
         linear=group.linear,
         knn=group.knn,
-        finetune=tuple(group.finetune(fraction) for fraction, _ in table.fractions),
+        few_labels=tuple(group.few_labels("best", budget.name) for budget in table.budgets),
         gain=Measured(tuple(gains)) if gains else None,
     )
 

@@ -39,7 +39,7 @@ from cl_core.report.plots import (
     profiles,
 )
 from cl_core.report.records import ViewStatistics
-from cl_core.report.results import Table, gaps, tables
+from cl_core.report.results import FURTHER, Table, further, gaps, tables
 from cl_core.report.retrieval import Retrieval, retrieve
 from cl_core.report.timeline import timeline
 from cl_core.report.verdict import verdict
@@ -140,20 +140,14 @@ def _environment() -> Environment:
         "swatch": swatch,
         "verdict": verdict,
         "gaps": gaps,
+        "further": further,
         "code": _with_code,
         "significant": lambda figures: [(name, f"{value:.3g}") for name, value in figures.items()],
         "breakable": lambda text: Markup("_<wbr>").join(text.split("_")),
         "correlation": lambda value: f"{value:.2f}".replace("-", MINUS) if math.isfinite(value) else NONE,
         "figures": lambda values: ", ".join(f"{value:.2f}" for value in values),
     }
-    environment.globals |= {
-        "none_mark": NONE,
-        "health_figures": FIGURES,
-        "fewest": FEWEST,
-        "accuracies": ACCURACIES,
-        "disagreement": DISAGREEMENT,
-        "what_labels_tell": what_labels_tell,
-    }
+    environment.globals |= {"none_mark": NONE, "further_heads": tuple(FURTHER.values())}
     return environment
 
 
@@ -276,7 +270,7 @@ def _second_looks(store: Store, groups: Sequence[Group]) -> list[tuple[Group, Se
 
 
 def _label_plots(groups: Sequence[Group]) -> list[Plot]:
-    tuned = [group for group in groups if group.fractions]
+    tuned = [group for group in groups if group.budgets]
     limits = label_limits(tuned)
     return [label_plot(group, limits) for group in tuned]
 

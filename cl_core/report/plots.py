@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from cl_core.report.budgets import OURS, YARDSTICKS, budget_title
 from cl_core.report.collect import Experiment
 from cl_core.report.figures import (
     SERIES,
@@ -19,7 +20,7 @@ from cl_core.report.figures import (
     thinned,
     yardstick_swatch,
 )
-from cl_core.report.groups import NONE, Group, Measured, percent, share_name
+from cl_core.report.groups import NONE, Group, Measured, budget_names, percent
 from cl_core.report.results import Table
 
 #: column of curves.csv -> heading of its panel; these are shown first, in this order.
@@ -38,12 +39,7 @@ LATER_HEADINGS = {
     "uniformity": "Crowding on the sphere (uniformity)",
 }
 #: of the online evaluation: the first point, from before training, is drawn as a line across
-ONLINE = ("knn_top1", "self_match", "rankme", *LATER_HEADINGS)
-#: yardstick of `figures`, field of a FractionResult, what the legend calls it.
-_LABEL_YARDSTICKS = (
-    ("supervised, same labels", "supervised_same_labels", "supervised, same labels"),
-    ("random init", "random_init_probe", "random-init probe"),
-)
+ONLINE = ("knn_top1", "self_match", "rankme")
 TICKS = 6  #: more category labels than this do not fit under a panel
 
 
@@ -104,54 +100,54 @@ def curve_plots(groups: Sequence[Group]) -> dict[int, tuple[list[Plot], list[Plo
 
 
 def label_plot(group: Group, limits: tuple[float, float]) -> Plot:
-    """Accuracy against the number of labels: frozen, fine-tuned, trained from scratch, and the random-init probe."""
-    shares = _shares(group)
-    frozen = [(count, m) for count, (fraction, *_) in shares.items() if (m := group.frozen(fraction))]
-    ours = [(count, m) for count, (fraction, *_) in shares.items() if (m := group.finetune(fraction))]
-    lines = [_label_line(group, ours, hollow=bool(frozen))]
-    legend = [(swatch(group.index, hollow=bool(frozen)), "fine-tuned")]
-    if frozen:
-        lines.append(_label_line(group, frozen))
-        legend.insert(0, (swatch(group.index), "frozen, linear probe"))
-    for style, attribute, name in _LABEL_YARDSTICKS:
-        known = [(n, m.mean) for n, (f, *_) in shares.items() if (m := group.finetune_yardstick(attribute, f))]
+    """Accuracy against the number of labels: frozen, fine-tuned, and the yardsticks on the same labels."""
+    counts = {name: float(group.at(name)[0].labels_trained) for name in group.budgets}
+    lines, legend, words = [], [], []
+    for competitor in ("frozen", "fine_tuned"):
+        hollow = competitor == "fine_tuned"
+        known = [(counts[name], m) for name in counts if (m := group.few_labels(competitor, name))]
         if known:
-            lines.insert(0, Line([x for x, _ in known], [y for _, y in known], yardstick=style))
-            legend.append((yardstick_swatch(style, lined=True), name))
-    words = _in_words(ours) + (f"; frozen: {_in_words(frozen)}" if frozen else "")
-    ticks = {float(count): f"{', '.join(map(share_name, found))}\n{count:,}" for count, found in shares.items()}
+            lines.append(_label_line(group, known, hollow=hollow))
+            legend.append((swatch(group.index, hollow=hollow), OURS[competitor]))
+            words.append(f"{OURS[competitor]}: {_in_words(known)}")
+    for competitor, shown in YARDSTICKS.items():
+        known = [(counts[name], m) for name in counts if (m := group.few_labels(competitor, name))]
+        if known:
+            lines.insert(0, Line([x for x, _ in known], [m.mean for _, m in known], yardstick=shown))
+            legend.append((yardstick_swatch(shown, lined=True), shown))
     svg = line_panel(
         f"labels-{group.index}",
-        f"Fine-tuning of {group.label}: {words}",
+        f"Accuracy of {group.label} against labels. {'; '.join(words)}",
         lines,
-        x=Axis("labels used", ticks=ticks, log=len(ticks) > 1),
+        x=Axis("label budget, and labels trained on", ticks=_label_ticks(counts), log=len(set(counts.values())) > 1),
         y=Axis("test top-1 in %", limits, percent=True),
     )
     return Plot(group.label, svg, tuple(legend))
 
 
-def _in_words(known: Sequence[tuple[int, Measured]]) -> str:
-    return ", ".join(f"{percent(m.mean)} % with {count:,} labels" for count, m in known)
+def _label_ticks(counts: Mapping[str, float]) -> dict[float, str]:
+    """{labels: "4\\n40"}: budgets that select as many stand together."""
+    ticks: dict[float, list[str]] = {}
+    for name, count in counts.items():
+        ticks.setdefault(count, []).append(budget_title(name).removesuffix(" per class"))
+    return {count: f"{', '.join(names)}\n{count:,.0f}" for count, names in ticks.items()}
 
 
-def _shares(group: Group) -> dict[int, list[float]]:
-    """{number of labels: shares that select so many}, ascending; in a small dataset several select the same."""
-    result = group.first.finetune.result
-    shares: dict[int, list[float]] = {}
-    for fraction, found in sorted(result.fractions.items()) if result else []:
-        shares.setdefault(found.n_labels, []).append(fraction)
-    return shares
+def _in_words(known: Sequence[tuple[float, Measured]]) -> str:
+    return ", ".join(f"{percent(m.mean)} % with {count:,.0f} labels" for count, m in known)
 
 
-def label_limits(groups: Iterable[Group]) -> tuple[float, float]:
+def label_limits(groups: Sequence[Group]) -> tuple[float, float]:
     """One axis for the label curves of all groups."""
-    values: list[float] = []
-    for experiment in (e for group in groups for e in group.experiments):
-        for f in experiment.finetune.result.fractions.values() if experiment.finetune.result else []:
-            values += [*f.top1_ci95, f.top1, f.frozen]
-            values += [end for detail in f.details.values() for end in detail.top1_ci95]
-            values += [v for v in (f.supervised_same_labels, f.random_init_probe) if v is not None]
-    return padded(values)
+    shown = ("frozen", "fine_tuned", *YARDSTICKS)
+    found = [
+        m
+        for group in groups
+        for name in budget_names([group])
+        for competitor in shown
+        if (m := group.few_labels(competitor, name))
+    ]
+    return padded([value for m in found for value in (m.mean, *_ends(m))])
 
 
 def padded(values: Sequence[float]) -> tuple[float, float]:
@@ -165,10 +161,7 @@ def padded(values: Sequence[float]) -> tuple[float, float]:
 def _bar(group: Group, spread: Measured) -> Bar:
     names = {"random init": "random_init", "raw pixels": "raw_pixels"}
     yardsticks = {shown: m.mean for shown, name in names.items() if (m := group.baseline(name))}
-    low, high = spread.interval or (spread.mean, spread.mean)
-    if len(spread.values) > 1:
-        deviation = statistics.stdev(spread.values)
-        low, high = spread.mean - deviation, spread.mean + deviation
+    low, high = _ends(spread) or (spread.mean, spread.mean)
     return Bar(short(group.label), group.index, spread.mean, low, high, yardsticks)
 
 
@@ -240,18 +233,26 @@ def _random_init_levels(groups: list[Group]) -> list[Level]:
     return [Level(value, f"random init{text}, best stage") for value, text in zip(values, texts, strict=False)]
 
 
-def _label_line(group: Group, known: list[tuple[int, Measured]], *, hollow: bool = False) -> Line:
-    bounds = [m.interval for _, m in known if m.interval]
-    whole = len(bounds) == len(known)
+def _label_line(group: Group, known: list[tuple[float, Measured]], *, hollow: bool = False) -> Line:
+    ends = [_ends(m) for _, m in known]
+    whole = all(ends)
     return Line(
         [x for x, _ in known],
         [m.mean for _, m in known],
         group.index,
         markers=True,
         hollow=hollow,
-        low=[low for low, _ in bounds] if whole else (),
-        high=[high for _, high in bounds] if whole else (),
+        low=[end[0] for end in ends] if whole else (),
+        high=[end[1] for end in ends] if whole else (),
     )
+
+
+def _ends(measured: Measured) -> tuple[float, ...]:
+    """The interval of one run, or one standard deviation around the mean of several; () where neither is known."""
+    if len(measured.values) > 1:
+        deviation = statistics.stdev(measured.values)
+        return measured.mean - deviation, measured.mean + deviation
+    return measured.interval or ()
 
 
 def _shared_limits(groups: Iterable[Group], column: str) -> tuple[float, float]:

@@ -5,9 +5,9 @@ Keys that the report does not use are ignored; a value out of range makes the fi
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from cl_core.ranges import UnitInterval
 
@@ -65,9 +65,11 @@ class Knn(Accuracy):
 
 
 class Baseline(Record):
-    """A yardstick under the same protocol; `stages` for one that has stages."""
+    """A yardstick under the same protocol; `stages` and the best of them for one that has stages."""
 
     top1: UnitInterval
+    top1_ci95: tuple[UnitInterval, UnitInterval] | None = None
+    best_stage: str = ""
     balanced_top1: UnitInterval
     knn_top1: UnitInterval | None = None
     knn_balanced_top1: UnitInterval | None = None
@@ -78,10 +80,12 @@ class LinearResult(Record):
     """linear_eval/metrics.json.
 
     knn is of the last stage, knn_best_stage of the best one where that is another. classes_without_training_images
-    counts the test images that can only be errors.
+    counts the test images that can only be errors. labels_trained: of the fit; labels_chosen: of validation.
     """
 
     protocol: str
+    labels_trained: PositiveInt
+    labels_chosen: NonNegativeInt
     best_stage: str
     test: SplitAccuracy
     classes: Classes
@@ -92,26 +96,64 @@ class LinearResult(Record):
     baselines: dict[str, Baseline] = {}
 
 
-class FractionResult(Accuracy):
-    """Fine-tuning with one share of the labels, the frozen encoder's probe, and the two yardsticks.
+class FewLabelFigures(Record):
+    """What a classifier does on the test split.
 
-    same_subset_as: the smaller share that selects the same labels, where the dataset is that small. details: of
-    "fine_tuned", "frozen" and the yardsticks.
+    ece: expected calibration error over 15 equal-mass bins. brier: sum over classes, in [0, 2]. log_loss: in nats. Both
+    after the temperature was scaled.
     """
 
-    n_labels: PositiveInt
-    frozen: UnitInterval
-    supervised_same_labels: UnitInterval | None = None
-    random_init_probe: UnitInterval | None = None
-    same_subset_as: float | None = None
-    details: dict[str, Accuracy] = {}
+    top1: UnitInterval
+    balanced_top1: UnitInterval
+    macro_f1: UnitInterval
+    ece: UnitInterval
+    brier: NonNegativeFloat
+    log_loss: NonNegativeFloat
+
+
+class Draw(FewLabelFigures):
+    """One draw of the labels, and what was chosen for it; None where there was nothing to choose.
+
+    mix: share of the fine-tuned weights, 0 for the frozen probe. use: which use "best" has picked.
+    """
+
+    selection_loss: NonNegativeFloat | None = None
+    temperature: PositiveFloat | None = None
+    stage: str | None = None
+    l2: PositiveFloat | None = None
+    lr: PositiveFloat | None = None
+    steps: NonNegativeInt | None = None
+    mix: UnitInterval | None = None
+    use: str | None = None
+
+
+class Competitor(FewLabelFigures):
+    """Means over the draws of a budget; top1_ci95 by bootstrap over test images and draws."""
+
+    top1_ci95: tuple[UnitInterval, UnitInterval]
+    draws: Annotated[list[Draw], Field(min_length=1)]
+
+
+class BudgetResult(Record):
+    """All competitors with so many labels, by their names in `budgets`.
+
+    labels_trained: labelled images that any fit saw. labels_chosen: further ones that a choice saw. same_as: the
+    smaller budget that selects the same labels, where the dataset is that small.
+    """
+
+    labels_trained: PositiveInt
+    labels_chosen: NonNegativeInt
+    per_class: PositiveFloat
+    same_as: str | None = None
+    competitors: dict[str, Competitor]
 
 
 class FinetuneResult(Record):
-    """finetune/metrics.json; `fractions` maps the share of labels to its result."""
+    """finetune/metrics.json. selection: "labels" where choices are made inside the labels, or "validation"."""
 
     protocol: str
-    fractions: dict[float, FractionResult]
+    selection: str
+    budgets: dict[str, BudgetResult]
 
 
 class HealthFigures(Record):

@@ -5,39 +5,53 @@ A table never mixes protocol ids.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from cl_core.report.budgets import OURS, YARDSTICK_USES, YARDSTICKS, Budget, budget_title
 from cl_core.report.collect import Experiment, collect
 from cl_core.report.distillation import distillations
-from cl_core.report.groups import NONE, Group, Measured, Protocols, group_seeds, percent, share_name
+from cl_core.report.groups import NONE, Group, Measured, Protocols, budget_names, group_seeds, percent
 from cl_core.report.records import RANDOM_INIT
 from cl_core.report.verdict import verdict
 
 
 @dataclass(frozen=True)
+class Use:
+    """One way to use few labels: a value per budget. competitor: as in finetune/metrics.json. name: for readers."""
+
+    competitor: str
+    name: str
+    values: tuple[Measured | None, ...]
+
+
+@dataclass(frozen=True)
 class Row:
-    """A line of a results table. group: whose line it is, None for a yardstick. frozen: on the labels of finetune."""
+    """A line of a results table. group: whose line it is, None for a yardstick. uses: of few labels, those known."""
 
     label: str
     note: str
     group: Group | None
     linear: Measured | None = None
     knn: Measured | None = None
-    finetune: tuple[Measured | None, ...] = ()
-    frozen: tuple[Measured | None, ...] = ()
+    uses: tuple[Use, ...] = ()
+
+    @property
+    def best(self) -> Use | None:
+        """The use that selection has picked; of a yardstick its only one."""
+        return self.uses[-1] if self.uses else None
 
 
 @dataclass(frozen=True)
 class Table:
     """Groups measured under the same protocols, with their yardsticks below.
 
-    fractions: [(share, which labels)]. runs: each seed by itself, where there are groups of several.
+    runs: each seed by itself, where there are groups of several.
     """
 
     protocols: tuple[str, ...]
-    fractions: tuple[tuple[float, str], ...]
+    budgets: tuple[Budget, ...]
     rows: tuple[Row, ...]
     yardsticks: tuple[Row, ...]
     runs: tuple[Row, ...] = ()
@@ -51,6 +65,50 @@ class Table:
     def constant(self) -> float | None:
         """What a constant answer gets where classes are unbalanced."""
         return next((group.constant for group in self.groups if group.constant is not None), None)
+
+
+#: figure of finetune/metrics.json -> what its column is called
+FURTHER = {
+    "top1": "top-1",
+    "balanced_top1": "balanced",
+    "macro_f1": "F1",
+    "ece": "ECE",
+    "brier": "Brier",
+    "log_loss": "log loss",
+}
+_SHARES = ("top1", "balanced_top1", "macro_f1", "ece")  # shown in percent
+
+
+@dataclass(frozen=True)
+class Further:
+    """Every figure of one use of one label budget, in the order of FURTHER, as text."""
+
+    label: str
+    use: str
+    budget: str
+    figures: tuple[str, ...]
+
+
+def further(table: Table) -> list[Further]:
+    """Lines of all groups of a table, by budget and then competitor; yardsticks stand below their group."""
+    uses = {**OURS, **YARDSTICKS}
+    return [
+        Further(group.label, uses[competitor], budget.title, _further_figures(group, competitor, budget.name))
+        for group in table.groups
+        for budget in table.budgets
+        for competitor in uses
+        if group.few_labels(competitor, budget.name)
+    ]
+
+
+def _further_figures(group: Group, competitor: str, budget: str) -> tuple[str, ...]:
+    def text(name: str) -> str:
+        value = group.figure(competitor, budget, name)
+        if value is None:
+            return NONE
+        return percent(value) if name in _SHARES else f"{value:.3f}"
+
+    return tuple(text(name) for name in FURTHER)
 
 
 def tables(groups: Sequence[Group]) -> list[Table]:
@@ -77,13 +135,13 @@ def results_table(artifacts: Path, experiments: Sequence[str]) -> list[dict[str,
     groups = group_seeds(collected)
     ordered = [group for table in tables(groups) for group in table.groups]
     ordered += [group for group in groups if group not in ordered]
-    fractions = sorted({fraction for group in groups for fraction in group.fractions})
+    budgets = budget_names(groups)
     shown = {experiment.name for group in groups for experiment in group.experiments}
     absent = [
         Group(len(groups), (experiment,), experiment.name) for experiment in collected if experiment.name not in shown
     ]
     unbalanced = any(group.constant is not None for group in groups)
-    return [_plain(group, fractions, unbalanced=unbalanced) for group in [*ordered, *absent]]
+    return [_plain(group, budgets, unbalanced=unbalanced) for group in [*ordered, *absent]]
 
 
 def gaps(experiment: Experiment) -> list[str]:
@@ -99,7 +157,7 @@ def gaps(experiment: Experiment) -> list[str]:
     return lines
 
 
-def _plain(group: Group, fractions: Sequence[float], *, unbalanced: bool) -> dict[str, str]:
+def _plain(group: Group, budgets: Sequence[str], *, unbalanced: bool) -> dict[str, str]:
     cells = {
         "experiment": f"{group.label}, {group.seeds}" if group.seeds else group.label,
         "method": group.method,
@@ -110,9 +168,9 @@ def _plain(group: Group, fractions: Sequence[float], *, unbalanced: bool) -> dic
     }
     if unbalanced:
         cells |= {"linear balanced %": _balanced(group.linear), "kNN balanced %": _balanced(group.knn)}
-    for fraction in fractions:
-        cells[f"frozen {share_name(fraction)}"] = _text(group.frozen(fraction))
-        cells[f"fine-tune {share_name(fraction)}"] = _text(group.finetune(fraction))
+    for budget in budgets:
+        for competitor, use in OURS.items():
+            cells[f"{use}, {budget_title(budget)}"] = _text(group.few_labels(competitor, budget))
     notes = [line for experiment in group.experiments for line in gaps(experiment)]
     judged = verdict(group)
     sentences = [judged.text, *notes] if judged.says_something else [*notes]
@@ -139,38 +197,37 @@ def _united(one: Protocols, other: Protocols) -> Protocols:
 
 
 def _table(protocols: Protocols, groups: list[Group]) -> Table:
-    fractions = sorted({fraction for group in groups for fraction in group.fractions})
+    budgets = budget_names(groups)
     seeds = [Group(g.index, (e,), e.name) for g in groups if len(g.experiments) > 1 for e in g.experiments]
     return Table(
         protocols=tuple(protocol for protocol in protocols if protocol),
-        fractions=tuple((fraction, _labels(groups, fraction)) for fraction in fractions),
-        rows=tuple(_row(group, group.seeds, fractions) for group in groups),
-        yardsticks=tuple(_yardsticks(groups, fractions)),
-        runs=tuple(_row(run, f"seed {run.first.seed}", fractions) for run in seeds),
+        budgets=tuple(Budget.of(name, [r for group in groups for r in group.at(name)]) for name in budgets),
+        rows=tuple(_row(group, group.seeds, budgets) for group in groups),
+        yardsticks=tuple(_yardsticks(groups, budgets)),
+        runs=tuple(_row(run, f"seed {run.first.seed}", budgets) for run in seeds),
     )
 
 
-def _row(group: Group, note: str, fractions: list[float]) -> Row:
-    tuned = tuple(group.finetune(fraction) for fraction in fractions)
-    frozen = tuple(group.frozen(fraction) for fraction in fractions)
-    return Row(group.label, note, group, group.linear, group.knn, tuned, frozen)
+def _row(group: Group, note: str, budgets: list[str]) -> Row:
+    return Row(group.label, note, group, group.linear, group.knn, _uses(group, OURS, budgets))
 
 
-def _labels(groups: list[Group], fraction: float) -> str:
-    """ "150 labels", or "15 labels, as at 1 %" where a smaller share selects the same."""
-    results = [e.finetune.result for group in groups for e in group.experiments if e.finetune.result]
-    found = [result.fractions[fraction] for result in results if fraction in result.fractions]
-    counts = " or ".join(f"{count:,}" for count in sorted({f.n_labels for f in found}))
-    same = [f.same_subset_as for f in found if f.same_subset_as is not None]
-    return f"{counts} labels" + (f", as at {share_name(same[0])}" if same else "")
+def _uses(group: Group, competitors: Mapping[str, str], budgets: list[str]) -> tuple[Use, ...]:
+    found = [
+        Use(name, shown, tuple(group.few_labels(name, budget) for budget in budgets))
+        for name, shown in competitors.items()
+    ]
+    return tuple(use for use in found if any(use.values))
 
 
-def _yardsticks(groups: list[Group], fractions: list[float]) -> list[Row]:
+def _yardsticks(groups: list[Group], budgets: list[str]) -> list[Row]:
     """Random init and supervised per encoder, raw pixels and others once; equal lines are merged."""
     rows: dict[Row, list[str]] = {}
-    for make in (_random_init, _supervised, _other_baselines):
+    names = dict.fromkeys([*YARDSTICKS, *(name for group in groups for name in _baselines(group))])
+    for name in names:
         for group in groups:
-            for row in make(group, fractions):
+            row = _yardstick(name, group, budgets)
+            if row.linear or row.knn or row.uses:
                 rows.setdefault(row, []).append(group.label)
     labels = [(row.label, row.note) for row in rows]
     return [
@@ -181,22 +238,13 @@ def _yardsticks(groups: list[Group], fractions: list[float]) -> list[Row]:
     ]
 
 
-def _random_init(group: Group, fractions: list[float]) -> list[Row]:
-    probes = tuple(group.finetune_yardstick("random_init_probe", fraction) for fraction in fractions)
-    linear, knn = group.baseline(RANDOM_INIT), group.baseline(RANDOM_INIT, "knn_top1")
-    return [Row("random init", group.encoder, None, linear, knn, probes)] if any([linear, knn, *probes]) else []
+def _yardstick(name: str, group: Group, budgets: list[str]) -> Row:
+    label = YARDSTICKS.get(name, name.replace("_", " "))
+    note = group.encoder if name in (RANDOM_INIT, "supervised") else ""
+    uses = _uses(group, {name: YARDSTICK_USES.get(name, "")}, budgets)
+    return Row(label, note, None, group.baseline(name), group.baseline(name, "knn_top1"), uses)
 
 
-def _supervised(group: Group, fractions: list[float]) -> list[Row]:
-    figures = tuple(group.finetune_yardstick("supervised_same_labels", fraction) for fraction in fractions)
-    return [Row("supervised, same labels", group.encoder, None, None, None, figures)] if any(figures) else []
-
-
-def _other_baselines(group: Group, fractions: list[float]) -> list[Row]:
+def _baselines(group: Group) -> list[str]:
     results = [e.linear.result for e in group.experiments if e.linear.result]
-    names = dict.fromkeys(name for result in results for name in result.baselines if name != RANDOM_INIT)
-    empty: tuple[Measured | None, ...] = (None,) * len(fractions)
-    return [
-        Row(name.replace("_", " "), "", None, group.baseline(name), group.baseline(name, "knn_top1"), empty)
-        for name in names
-    ]
+    return [name for result in results for name in result.baselines]

@@ -137,6 +137,8 @@ def test_predictions_name_their_rows_and_give_the_accuracy(splits, tmp_path):
     assert torch.equal(saved["label"], unlabelled[saved["row"]])
     accuracy = (saved["label"] == saved["predicted"]).double().mean()
     assert result.metrics["test"]["top1"] == pytest.approx(float(accuracy))
+    neighbours = (saved["label"] == saved["knn_predicted"]).double().mean()
+    assert result.metrics["knn"]["top1"] == pytest.approx(float(neighbours))
 
 
 def test_balanced_accuracy_of_unbalanced_classes_is_scikit_learns(splits):
