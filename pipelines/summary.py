@@ -32,9 +32,9 @@ def print_results(artifacts: Path, experiments: Sequence[str], console: Console)
             for said in experiment.remarks[-1:]:  # the report has them all
                 remark(experiment.name, f"at step {said.step:,} of {experiment.steps:,}: {said.text}", console)
     for table in tables(groups):
-        console.print(_grid(table))
+        _all_labels(table, console)
         if table.budgets:
-            console.print(_few_labels(table))
+            _few_labels(table, console)
     for distilled in distillations(groups):
         remark(distilled.group.label, distilled.text, console)
     for experiment in collected:
@@ -47,7 +47,7 @@ def remark(name: str, text: str, console: Console) -> None:
     console.print(f"[dim]{escape(name)}:[/dim] {escape(text)}", soft_wrap=True)
 
 
-def _grid(table: Table) -> Grid:
+def _all_labels(table: Table, console: Console) -> None:
     grid = new_grid("top-1 accuracy with all labels, %", "")
     for heading in ("linear", "stage", "kNN"):
         grid.add_column(heading, justify="left" if heading == "stage" else "right", no_wrap=True)
@@ -58,18 +58,23 @@ def _grid(table: Table) -> Grid:
     for row in yardsticks:
         if labels.count(row.label) == 1:  # lines that differ by input only would look alike here
             _add_row(grid, row, "dim")
-    grid.caption = ", ".join(table.protocols[:2])
+    console.print(grid)
+    below(", ".join(table.protocols[:2]), console)
     if table.constant is not None:
-        grid.caption += f"\nbalanced: mean over the classes; a constant answer gets {percent(table.constant)} % (top-1)"
+        constant = percent(table.constant)
+        below(f"balanced: mean over the classes; a constant answer gets {constant} % (top-1)", console)
     if len(set(labels)) < len(labels):
-        grid.caption += "\nyardsticks that differ between experiments stand below and in the report"
-    return grid
+        below("yardsticks that differ between experiments stand in the report", console)
+
+
+def below(text: str, console: Console) -> None:
+    """A line under a table that says what it shows."""
+    console.print(f"[dim]{escape(text)}[/dim]", soft_wrap=True)
 
 
 def new_grid(title: str, first: str) -> Grid:
     """An empty table whose first column may fold."""
     grid = Grid(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    grid.caption_justify = "left"
     grid.add_column(first, min_width=12, overflow="fold")
     return grid
 
@@ -90,9 +95,9 @@ def _cells(row: Row) -> Iterator[str]:
     yield NONE if row.knn is None else percent(row.knn.mean)
 
 
-def _few_labels(table: Table) -> Grid:
+def _few_labels(table: Table, console: Console) -> None:
     """Every use of few labels, the frozen probe first, and the yardsticks that all experiments share."""
-    grid = new_grid("top-1 accuracy by labels per class or share of the labels, %", "")
+    grid = new_grid("top-1 accuracy with few labels, %", "")
     grid.add_column("", no_wrap=True)
     for budget in table.budgets:
         grid.add_column(budget.title.removesuffix(" per class"), justify="right", no_wrap=True)
@@ -102,6 +107,7 @@ def _few_labels(table: Table) -> Grid:
             cells = [NONE if measured is None else percent(measured.mean) for measured in use.values]
             name = "" if k else escape(row.label.removesuffix(", same labels"))
             grid.add_row(name, use.name, *cells, style="" if row.group else "dim")
-    counts = "; ".join(f"{budget.title}: {budget.labels}" for budget in table.budgets)
-    grid.caption = f"{table.protocols[-1]}\n{counts}\nmeans over draws and seeds; the report has their spread"
-    return grid
+    console.print(grid)
+    below(table.protocols[-1], console)
+    below("; ".join(f"{budget.title}: {budget.labels}" for budget in table.budgets), console)
+    below("means over draws and seeds, whose spread is in the report", console)

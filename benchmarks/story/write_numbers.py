@@ -45,19 +45,27 @@ def collect(artifacts: Path) -> Results:
         tuned_path = path.parents[1] / "finetune" / "metrics.json"
         tuned = json.loads(tuned_path.read_text()) if tuned_path.exists() else {}
         if "skipped" not in linear:
-            found[path.parents[1].name] = _result(linear, tuned.get("fractions", {}))
+            found[path.parents[1].name] = _result(linear, tuned.get("budgets", {}))
     return found
 
 
-def _result(linear: Result, fractions: Result) -> Result:
+def _result(linear: Result, budgets: Result) -> Result:
     return {
         "linear": _rounded(linear["test"]["top1"]),
         "linear_ci95": [_rounded(end) for end in linear["test"]["top1_ci95"]],
         "random_init": _rounded(linear["baselines"]["random_init"]["top1"]),
         "knn": _rounded(linear["knn"]["top1"]),
         "best_stage": linear["best_stage"],
-        "finetune": {share: _rounded(figures["top1"]) for share, figures in fractions.items()},
-        "from_scratch": {share: _rounded(figures["supervised_same_labels"]) for share, figures in fractions.items()},
+        "finetune": _few_labels(budgets, "fine_tuned"),
+        "from_scratch": _few_labels(budgets, "supervised"),
+    }
+
+
+def _few_labels(budgets: Result, competitor: str) -> Result:
+    """{budget: top-1}, budgets by share with all labels as 1.0, as the page asks for them."""
+    return {
+        "1.0" if name == "all" else name: _rounded(found["competitors"][competitor]["top1"])
+        for name, found in budgets.items()
     }
 
 

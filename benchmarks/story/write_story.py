@@ -24,7 +24,7 @@ from cl_core.errors import DataError
 from cl_core.report.claims import Outcome, judge
 from cl_core.report.collect import Experiment, collect
 from cl_core.report.figures import standalone
-from cl_core.report.groups import NONE, Measured, group_seeds, percent, points, share_name
+from cl_core.report.groups import NONE, Measured, group_seeds, percent, points
 from cl_core.report.leaderboard import Entry, Leaderboard, leaderboards
 from cl_core.report.results import gaps, tables
 from cl_core.report.timeline import timeline
@@ -104,11 +104,9 @@ def _protocol(story: Story, commit: str) -> Iterator[str]:
         f"{splits['test']:,} for testing, {story.store.image_size} px, {len(story.store.classes)} classes"
     )
     yield f"- protocols: {', '.join(story.boards[0].protocols)}; the stage is chosen on validation, test is read once"
-    if "finetune" in first.resolved:
-        settings = first.resolved["finetune"].config["finetune"]
-        rates = ", ".join(f"{rate:g}" for rate in settings["lr"])
-        length = f"{settings['epochs']} epochs, at most {settings['max_steps']} steps"
-        yield f"- fine-tuning: learning rates {rates}, {length}"
+    if story.boards[0].budgets:
+        budgets = "; ".join(f"{budget.title}: {budget.labels}" for budget in story.boards[0].budgets)
+        yield f"- few labels: {budgets}; the best use, frozen or fine-tuned, as selection picked it"
     yield f"- seeds: {', '.join(map(str, seeds))}"
     yield f"- machine: {cpu_model()}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
     yield f"- libraries: {', '.join(f'{name} {version}' for name, version in engine.items() if name != 'source')}"
@@ -117,7 +115,7 @@ def _protocol(story: Story, commit: str) -> Iterator[str]:
 
 
 def _table(board: Leaderboard) -> Iterator[str]:
-    tuned = [f"fine-tune {share_name(fraction)}" for fraction, _ in board.fractions]
+    tuned = [f"labels: {budget.title}" for budget in board.budgets]
     heads = ["experiment", "year", "family", "units", "seconds", "best stage", "linear", "gain", "kNN", *tuned]
     yield from _rows(heads, [_cells(entry) for entry in board.entries])
 
@@ -134,7 +132,7 @@ def _cells(entry: Entry) -> list[str]:
         entry.group.best_stage,
         NONE if entry.linear is None else str(entry.linear),
         NONE if entry.gain is None else points(entry.gain.mean),
-        *(_mean(value) for value in (entry.knn, *entry.finetune)),
+        *(_mean(value) for value in (entry.knn, *entry.few_labels)),
     ]
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from safetensors.torch import save_file
 from test_report import (
     COUNTS,
     finetune_metrics,
@@ -22,6 +21,7 @@ from test_report import (
     write_resolved,
     write_store,
 )
+from toy_results import answers, few_label_metrics, write_answers, write_predictions
 
 from cl_core.config import ClaimConfig
 from cl_core.data.files import read_json, write_json
@@ -116,7 +116,7 @@ def test_the_best_linear_probe_stands_first_with_year_family_units_time_and_gain
     assert rows[2] == [
         "simclr 2020, contrastive 160,000 units, 372 s stage2",
         *["2020", "contrastive", "160,000", "372", "stage2", "57.0 55.0 to 59.0", "+17.0"],
-        *["54.0 52.0 to 56.0", "37.0", "47.0", "62.0"],
+        *["54.0 52.0 to 56.0", "47.0", "52.0", "62.0"],
     ]
     assert rows[-1][1:4] == [NONE, "yardstick", "0"]
 
@@ -226,19 +226,19 @@ def test_markers_that_would_hide_each_other_step_aside() -> None:
 def test_terminal_table_of_many_experiments_keeps_to_80_columns(story: Path) -> None:
     terminal = io.StringIO()
     print_results(story, NAMES, Console(file=terminal, width=80))
-    table = terminal.getvalue().partition("top-1 accuracy")[2].partition("fine-tuned with that share")[0].splitlines()
+    table = terminal.getvalue().partition("top-1 accuracy")[2].partition("linear/lbfgs-v1")[0].splitlines()
     assert max(map(len, table)) <= 80
     assert "\u2026" not in terminal.getvalue()
     for name in [name for name in NAMES if len(name) <= 22]:  # longer ones take two lines
         assert any(re.match(rf"\s*{name}\s+\d\d\.\d \(\d\d\.\d to \d\d\.\d\)", line) for line in table), name
 
 
-def write_predictions(artifacts: Path, name: str, right: list[bool], first_row: int = 0) -> None:
-    labels = torch.zeros(len(right), dtype=torch.int64)
-    predicted = (~torch.tensor(right)).long()
-    rows = torch.arange(len(right)) + first_row
-    tensors = {"row": rows, "label": labels, "predicted": predicted}
-    save_file(tensors, artifacts / "runs" / name / "linear_eval" / "predictions.safetensors")
+def write_answered(artifacts: Path, name: str, right: list[bool], first_row: int = 0) -> None:
+    """Predictions of linear probe and kNN, alike."""
+    labels = torch.arange(len(right)) % 3
+    predicted = torch.where(torch.tensor(right), labels, (labels + 1) % 3)
+    folder = artifacts / "runs" / name / "linear_eval"
+    write_predictions(folder, {"predicted": predicted, "knn_predicted": predicted.clone()}, first_row)
 
 
 def claim(figure: str = "linear", better: str = "a", worse: str = "b") -> ClaimConfig:
@@ -262,32 +262,35 @@ def test_linear_probes_are_compared_image_by_image(
     tmp_path: Path, only_a: int, only_b: int, state: str, p: float
 ) -> None:
     write_pair(tmp_path, 0.5 + 0.01 * (only_a - only_b), 0.5)
-    write_predictions(tmp_path, "a", [True] * only_a + [False] * only_b + [True] * 5)
-    write_predictions(tmp_path, "b", [False] * only_a + [True] * only_b + [True] * 5)
+    write_answered(tmp_path, "a", [True] * only_a + [False] * only_b + [True] * 5)
+    write_answered(tmp_path, "b", [False] * only_a + [True] * only_b + [True] * 5)
     (outcome,) = judged(tmp_path, claim())
     assert (outcome.state, outcome.p) == (state, pytest.approx(p))
 
 
-def test_groups_of_several_seeds_are_compared_seed_by_seed(tmp_path: Path) -> None:
-    from scipy.stats import ttest_rel
-
-    ours, theirs = (0.60, 0.63, 0.61), (0.55, 0.57, 0.56)
+def test_groups_of_several_seeds_are_compared_over_seeds_and_images_together(tmp_path: Path) -> None:
     for seed in range(3):
-        write_member(tmp_path, f"a-seed{seed}", "simclr", {}, ours[seed], seed=seed)
-        write_member(tmp_path, f"b-seed{seed}", "byol", {}, theirs[seed], seed=seed)
+        for letter, method, top1 in (("a", "simclr", 0.80), ("b", "byol", 0.70)):
+            write_member(tmp_path, f"{letter}-seed{seed}", method, {}, top1, seed=seed)
+            predicted = {"knn_predicted": answers(top1, 10 * seed + ord(letter))}
+            write_predictions(tmp_path / "runs" / f"{letter}-seed{seed}" / "linear_eval", predicted)
     names = tuple(f"{letter}-seed{seed}" for letter in "ab" for seed in range(3))
     (outcome,) = judged(tmp_path, claim("knn", "a-seed0", "b-seed0"), names=names)
-    assert outcome.state == "holds"
-    assert outcome.p == pytest.approx(ttest_rel(ours, theirs).pvalue)
-    assert outcome.how == "paired t test over 3 seeds"
+    assert (outcome.state, outcome.shown_difference) == ("holds", "+10.0")
+    assert outcome.how == "paired bootstrap over 3 seeds and 300 images"
 
 
-def test_fine_tuning_of_one_run_each_is_compared_by_its_intervals(tmp_path: Path) -> None:
-    write_pair(tmp_path, 0.60, 0.50)
-    far, near = judged(tmp_path, claim("finetune 0.01"), claim("finetune 0.1", "b", "a"))
-    assert (far.state, far.shown_difference, far.shown_p) == ("holds", "+10.0", "< 0.001")
-    assert (near.state, near.shown_difference) == ("does not hold", "\u221210.0")
-    assert judged(tmp_path, claim("finetune 1", "a", "a"))[0].state == "not told apart"
+def test_few_labels_are_compared_by_the_best_use_of_the_same_draws(tmp_path: Path) -> None:
+    for name, method, frozen in (("a", "simclr", [0.80, 0.82]), ("b", "byol", [0.60, 0.62])):
+        write_member(tmp_path, name, method, {}, 0.6)
+        curve = {"frozen": {"5": frozen, "all": 0.9}, "fine_tuned": {"5": [0.5, 0.5], "all": 0.8}}
+        metrics = few_label_metrics(curve, counts={"5": 15, "all": 1500})
+        write_json(tmp_path / "runs" / name / "finetune" / "metrics.json", metrics)
+        write_answers(tmp_path, name, metrics, seed=ord(name))
+    far, near = judged(tmp_path, claim("few_labels 5"), claim("few_labels all", "b", "a"))
+    assert (far.state, far.shown_difference) == ("holds", "+20.0")
+    assert far.how == "paired bootstrap over 2 draws of labels and 300 images"
+    assert (near.state, near.how) == ("not told apart", "McNemar's test on 300 images")
 
 
 def test_a_logged_figure_is_taken_over_the_last_tenth_and_has_no_test(tmp_path: Path) -> None:
@@ -304,8 +307,8 @@ def test_a_logged_figure_is_taken_over_the_last_tenth_and_has_no_test(tmp_path: 
     [
         ("metrics.temprature", "b", r"a logs no 'temprature' - did you mean 'temperature'\?"),
         ("linear", "c", r"c has no results yet; run `contrast run c`"),
-        ("linear", "b", r"the predictions predictions.safetensors of a cannot be read"),
-        ("finetune 0.5", "b", r"not fine-tuned with the share 0.5"),
+        ("linear", "b", r"the predictions predicted of a cannot be read .* `dvc repro linear_eval@a`"),
+        ("few_labels 4", "b", r"a was not judged with the budget 4, only with 5, 50, all"),
     ],
 )
 def test_what_cannot_be_checked_says_why(tmp_path: Path, figure: str, worse: str, reason: str) -> None:
@@ -317,8 +320,8 @@ def test_what_cannot_be_checked_says_why(tmp_path: Path, figure: str, worse: str
 
 def test_probes_of_other_test_images_or_protocols_are_not_compared(tmp_path: Path) -> None:
     write_pair(tmp_path)
-    write_predictions(tmp_path, "a", [True, False])
-    write_predictions(tmp_path, "b", [True, False], first_row=1)
+    write_answered(tmp_path, "a", [True, False])
+    write_answered(tmp_path, "b", [True, False], first_row=1)
     assert judged(tmp_path, claim())[0].how == "they were judged on different test images"
     path = tmp_path / "runs" / "b" / "linear_eval" / "metrics.json"
     write_json(path, read_json(path) | {"protocol": "linear/other-v1"})
@@ -328,9 +331,11 @@ def test_probes_of_other_test_images_or_protocols_are_not_compared(tmp_path: Pat
 def test_claims_stand_in_the_report_with_their_outcome(tmp_path: Path) -> None:
     write_store(tmp_path, counts=COUNTS)
     write_pair(tmp_path)
+    write_answered(tmp_path, "a", [True] * 9 + [False])
+    write_answered(tmp_path, "b", [False] * 9 + [True])
     claims = [claim("knn"), claim("metrics.nothing")]
     page = write_report(tmp_path, tmp_path / "index.html", experiments=["a", "b"], claims=claims).read_text()
     rows = rows_of(page, "results claims")
-    assert rows[0][:4] == ["a beats b nobody 2020", "\u2713 holds", "+10.0", "0.014"]
+    assert rows[0][:4] == ["a beats b nobody 2020", "\u2713 holds", "+80.0", "0.021"]
     assert rows[1][1] == f"{NONE} not checked"
     assert "a over b, knn" in text_of(page)

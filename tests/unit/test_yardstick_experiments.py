@@ -109,8 +109,11 @@ CLAIM = "claims:\n  - {claim: one beats the other, better: tiny, worse: b, figur
     [
         (("worse: b", "worse: c"), r"params.yaml:\d+: claims.0.worse: no experiment is called 'c'"),
         (("worse: b", "worse: tiny"), r"claims.0.worse: tiny cannot be worse than itself"),
-        (("FIGURE", "linaer"), r"claims.0.figure: must be linear, knn, `finetune SHARE` .* got 'linaer'"),
-        (("FIGURE", "finetune 0.5"), r"'finetune 0.5' is not measured here; choose from: finetune 0.1, finetune 1"),
+        (("FIGURE", "linaer"), r"claims.0.figure: must be linear, knn, `few_labels BUDGET` .* got 'linaer'"),
+        (
+            ("FIGURE", "few_labels 7"),
+            r"'few_labels 7' is not measured here; choose from: few_labels 0.1, few_labels all",
+        ),
         (("better:", "btter:"), r"claims.0.btter: unknown key - did you mean 'better'"),
     ],
 )
