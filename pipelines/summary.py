@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as Grid
@@ -17,20 +16,14 @@ from cl_core.report.collect import collect
 from cl_core.report.distillation import distillations
 from cl_core.report.groups import NONE, group_seeds, percent
 from cl_core.report.results import Row, Table, gaps, tables
-from cl_core.report.verdict import verdict
+from pipelines.summary_grid import below, new_grid, remark
+from pipelines.verdict import print_verdicts
 
 
 def print_results(artifacts: Path, experiments: Sequence[str], console: Console) -> None:
-    """Print verdicts, tables and what is missing of these experiments. Raises DataError for a damaged file."""
+    """Print tables, what is missing and the verdicts of these experiments. Raises DataError for a damaged file."""
     collected = collect(artifacts, experiments, timing=False)
     groups = group_seeds(collected)
-    for group in groups:
-        judged = verdict(group)
-        if judged.says_something:
-            remark(group.label, judged.text, console)
-        for experiment in group.experiments:
-            for said in experiment.remarks[-1:]:  # the report has them all
-                remark(experiment.name, f"at step {said.step:,} of {experiment.steps:,}: {said.text}", console)
     for table in tables(groups):
         _all_labels(table, console)
         if table.budgets:
@@ -38,13 +31,11 @@ def print_results(artifacts: Path, experiments: Sequence[str], console: Console)
     for distilled in distillations(groups):
         remark(distilled.group.label, distilled.text, console)
     for experiment in collected:
+        for said in experiment.remarks[-1:]:  # the report has them all
+            remark(experiment.name, f"at step {said.step:,} of {experiment.steps:,}: {said.text}", console)
         for line in gaps(experiment):
             remark(experiment.name, line, console)
-
-
-def remark(name: str, text: str, console: Console) -> None:
-    """A line that begins with whom it is about."""
-    console.print(f"[dim]{escape(name)}:[/dim] {escape(text)}", soft_wrap=True)
+    print_verdicts(groups, console, tests=False)
 
 
 def _all_labels(table: Table, console: Console) -> None:
@@ -65,18 +56,6 @@ def _all_labels(table: Table, console: Console) -> None:
         below(f"balanced: mean over the classes; a constant answer gets {constant} % (top-1)", console)
     if len(set(labels)) < len(labels):
         below("yardsticks that differ between experiments stand in the report", console)
-
-
-def below(text: str, console: Console) -> None:
-    """A line under a table that says what it shows."""
-    console.print(f"[dim]{escape(text)}[/dim]", soft_wrap=True)
-
-
-def new_grid(title: str, first: str) -> Grid:
-    """An empty table whose first column may fold."""
-    grid = Grid(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    grid.add_column(first, min_width=12, overflow="fold")
-    return grid
 
 
 def _add_row(grid: Grid, row: Row, style: str = "") -> None:

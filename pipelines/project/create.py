@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pipelines.project.trial import Trial
 
 SHEET = "views.png"
+VERDICT = "then      contrast verdict: did pretraining help, how many labels did it save, and what to do next"
 NO_SCM = "[core]\n    no_scm = true\n"  # into .dvc/config.local, so that .dvc/config is the same with and without git
 LEAST_IMAGES = 4  # for training; of fewer there is nothing to compare
 TRIED = 300  # images of a trial
@@ -67,7 +68,7 @@ def create(
         _write(folder, write.digits())
     else:
         _create_for(folder, images.expanduser().resolve(), wishes or Wishes(), say)
-    for line in [*_set_up_git(folder), f"wrote     {folder}", f"next      cd {folder} && contrast run"]:
+    for line in [*_set_up_git(folder), f"wrote     {folder}", f"next      cd {folder} && contrast run", VERDICT]:
         say(line)
 
 

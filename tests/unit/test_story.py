@@ -89,7 +89,7 @@ def test_results_are_collected_from_the_stages_files(tmp_path):
     accuracy = {"top1": 0.62124, "top1_ci95": [0.6116, 0.63071], "top5": 0.9, "n": 100}
     linear = {"test": accuracy, "best_stage": "stage3", "knn": {"top1": 0.5021}}
     linear["baselines"] = {"random_init": {"top1": 0.4811}}
-    tuned = {"fractions": {"0.01": {"top1": 0.31, "supervised_same_labels": 0.25}}}
+    tuned = {"budgets": {"0.01": {"competitors": {"fine_tuned": {"top1": 0.31}, "supervised": {"top1": 0.25}}}}}
     for name, stage, metrics in (
         ("byol", "linear_eval", linear),
         ("byol", "finetune", tuned),

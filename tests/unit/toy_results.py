@@ -43,7 +43,7 @@ def few_label_metrics(
     protocol: str = "finetune/lpft-v2",
     best: str | None = None,
 ) -> dict[str, Any]:
-    """finetune/metrics.json of {competitor: {budget: accuracy}}. best: the use that selection picks; None: the higher."""
+    """finetune/metrics.json of {competitor: {budget: accuracy}}. best: the use that is picked; None: the higher."""
     budgets = {}
     for name, count in counts.items():
         at = {who: draws_of(curve[name]) for who, curve in curves.items() if name in curve}
