@@ -40,9 +40,11 @@ def _print_tests(found: Judgement, console: Console) -> None:
         grid.add_row(budget, percent(first.accuracy), *cells)
     console.print(grid)
     below(f"{found.few.against[0].difference.test}; 95 % intervals; p corrected by Holm's method", console)
-    for saved in found.few.saved:
-        who = HEADINGS[saved.reference]
-        below(f"{percent(saved.accuracy)} %, which {saved.labels:,} labels give, takes {who} {saved.text}", console)
+    for budget in found.few.budgets:
+        saved = [one for one in found.few.saved if one.budget == budget]
+        if saved:
+            others = ", ".join(f"{HEADINGS[one.reference]} {one.text}" for one in saved)
+            below(f"{percent(saved[0].accuracy)} % takes {saved[0].labels:,} labels here, {others}", console)
 
 
 def _cell(contest: Contest) -> str:

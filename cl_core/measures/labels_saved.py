@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cl_core.errors import DataError
-from cl_core.measures.paired import Runs
+from cl_core.measures.paired import Floats, Runs
 
 
 @dataclass(frozen=True)
@@ -40,26 +39,25 @@ def labels_needed(accuracy: float, labels: Sequence[int], accuracies: Sequence[f
     """
     if len(labels) != len(accuracies) or not labels or any(b <= a for a, b in pairwise(labels)):
         raise DataError(f"budgets {list(labels)} with {len(accuracies)} accuracies are no curve; give one per budget")
-    curve = isotonic(accuracies)
-    reached = np.flatnonzero(curve >= accuracy)
-    if len(reached) == 0:
-        return math.inf
-    k = int(reached[0])
-    if k == 0:
-        return float(labels[0])
-    share = (accuracy - curve[k - 1]) / (curve[k] - curve[k - 1])
-    return float(labels[k - 1] * (labels[k] / labels[k - 1]) ** share)
+    return float(_read_off(np.array([accuracy]), labels, np.array([accuracies], dtype=np.float64))[0])
 
 
-def isotonic(values: Sequence[float]) -> NDArray[np.float64]:
-    """The non-decreasing sequence nearest to (n,) values in squares, by pooling adjacent violators."""
-    blocks: list[tuple[float, int]] = []  # mean, length
-    for value in values:
-        blocks.append((float(value), 1))
-        while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
-            (a, m), (b, n) = blocks[-2:]
-            blocks[-2:] = [((m * a + n * b) / (m + n), m + n)]
-    return np.repeat([mean for mean, _ in blocks], [length for _, length in blocks])
+def isotonic(values: Floats) -> Floats:
+    """The non-decreasing sequences nearest to values (n, B) in squares, row by row.
+
+    Place k of the fit is the largest, over starts up to k, of the smallest mean from there to an end from k on.
+    """
+    places = values.shape[1]
+    sums = np.concatenate([np.zeros((len(values), 1)), values.cumsum(1)], axis=1)
+
+    def at(k: int) -> Floats:
+        lowest = [
+            np.min([(sums[:, end] - sums[:, start]) / (end - start) for end in range(k + 1, places + 1)], axis=0)
+            for start in range(k + 1)
+        ]
+        return np.asarray(np.max(lowest, axis=0))
+
+    return np.stack([at(k) for k in range(places)], axis=1)
 
 
 def labels_saved(ours: Runs, reference: Sequence[tuple[int, Runs]]) -> Needed:
@@ -70,8 +68,20 @@ def labels_saved(ours: Runs, reference: Sequence[tuple[int, Runs]]) -> Needed:
     """
     labels = [count for count, _ in reference]
     needed = labels_needed(ours.accuracy, labels, [runs.accuracy for _, runs in reference])
-    curves = np.stack([runs.resampled for _, runs in reference], axis=1)
-    resamples = zip(ours.resampled, curves, strict=True)
-    found = sorted(labels_needed(float(accuracy), labels, list(curve)) for accuracy, curve in resamples)
-    low, high = (found[round(q * (len(found) - 1))] for q in (0.025, 0.975))
+    found = np.sort(_read_off(ours.resampled, labels, np.stack([runs.resampled for _, runs in reference], axis=1)))
+    low, high = (float(found[round(q * (len(found) - 1))]) for q in (0.025, 0.975))
     return Needed(needed, low, high, least=labels[0], most=labels[-1])
+
+
+def _read_off(accuracies: Floats, labels: Sequence[int], curves: Floats) -> Floats:
+    """(n,) labels at which each curve of (n, B) reaches each of (n,) accuracies."""
+    curves = isotonic(curves)
+    reached = curves >= accuracies[:, None] - 1e-12  # sums of the same answers in another order are equal
+    end = reached.argmax(1)
+    start, rows = np.maximum(end - 1, 0), np.arange(len(curves))
+    low, high = curves[rows, start], curves[rows, end]
+    logs = np.log(np.array(labels, dtype=np.float64))
+    share = (accuracies - low) / np.where(high > low, high - low, 1.0)
+    between = np.exp(logs[start] + share * (logs[end] - logs[start]))
+    first: Floats = np.where(end == 0, float(labels[0]), between)
+    return np.where(reached.any(1), first, math.inf)

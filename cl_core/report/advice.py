@@ -71,25 +71,21 @@ def _use(found: FewLabels) -> Iterator[str]:
 
 def _stage(group: Group) -> Iterator[str]:
     results = [experiment.linear.result for experiment in group.experiments if experiment.linear.result]
-    if not results:
-        return
-    last = list(results[0].stages)[-1]
-    if any(result.best_stage == last for result in results):
-        return
-    gains = [
-        result.stages[result.best_stage].validation_top1 - result.stages[last].validation_top1 for result in results
-    ]
-    gain = statistics.fmean(gains)
-    if gain > 0:
-        yield f"read {group.best_stage} and not {last}: {percent(gain)} points more on validation with all labels"
+    gains, last = [], ""
+    for result in results:
+        last = list(result.stages)[-1]
+        gains.append(result.stages[result.best_stage].validation_top1 - result.stages[last].validation_top1)
+    if gains and min(gains) > 0:
+        gain = percent(statistics.fmean(gains))
+        yield f"read {group.best_stage} and not {last}: {gain} points more on validation with all labels"
 
 
 def _seeds(group: Group, found: FewLabels) -> Iterator[str]:
     widths = [(contest.difference.high - contest.difference.low) / 2 for contest in found.against]
     if len(group.experiments) == 1 and widths:
         yield (
-            f"add seeds before building on a difference: this is one run, and within it the differences above are known "
-            f"to {_narrow(widths)} points"
+            f"add seeds before building on a difference: this is one run, within which differences are known to "
+            f"{_narrow(widths)} points"
         )
 
 

@@ -23,7 +23,7 @@ from cl_core.report.records import BudgetResult
 REFERENCES = {
     "random_init": "the untrained encoder",
     "raw_pixels": "raw pixels",
-    "supervised": "supervised training on the same labels",
+    "supervised": "supervised training",
 }
 #: those whose labels are counted
 _COUNTED = {"supervised": "supervised training", "random_init": "a probe of the untrained encoder"}
@@ -61,13 +61,13 @@ class Saved:
 
     @property
     def text(self) -> str:
-        """ "38 (30 to 47)", "more than 1,271", "at most 10"."""
-        needed = self.needed
+        """ "38 labels (30 to 47)", "more than 1,271 labels", "at most 10 labels"."""
+        needed, ends = self.needed, f" ({_range(self.needed)})"
         if math.isinf(needed.labels):
-            return f"more than {needed.most:,}" + ("" if math.isinf(needed.low) else f" ({_range(needed)})")
+            return f"more than {needed.most:,} labels" + ("" if math.isinf(needed.low) else ends)
         if needed.labels <= needed.least:
-            return f"at most {needed.least:,}" + ("" if needed.high <= needed.least else f" ({_range(needed)})")
-        return f"{round(needed.labels):,} ({_range(needed)})"
+            return f"at most {needed.least:,} labels" + ("" if needed.high <= needed.least else ends)
+        return f"{round(needed.labels):,} labels{ends}"
 
 
 @dataclass(frozen=True)

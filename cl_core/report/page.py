@@ -21,13 +21,15 @@ from markupsafe import Markup, escape
 from cl_core.config import ClaimConfig
 from cl_core.data.files import write_bytes
 from cl_core.data.store import Store
+from cl_core.report.budgets import budget_title
 from cl_core.report.claims import judge
 from cl_core.report.collect import Experiment, collect, read_panels, read_resolved, read_statistics
 from cl_core.report.diagnoses import diagnoses
 from cl_core.report.distillation import distillations
+from cl_core.report.few_labels import REFERENCES
 from cl_core.report.figures import swatch
-from cl_core.report.groups import MINUS, NONE, Group, group_seeds, percent, points, share_name
-from cl_core.report.health import ACCURACIES, DISAGREEMENT, FEWEST, FIGURES, health, in_a_sentence, what_labels_tell
+from cl_core.report.groups import NONE, Group, group_seeds, percent, points, share_name
+from cl_core.report.judgement import Judgement, judgement
 from cl_core.report.leaderboard import leaderboards
 from cl_core.report.leakage import Leakage, SecondLook, leakage, second_look
 from cl_core.report.plots import (
@@ -42,7 +44,6 @@ from cl_core.report.records import ViewStatistics
 from cl_core.report.results import FURTHER, Table, further, gaps, tables
 from cl_core.report.retrieval import Retrieval, retrieve
 from cl_core.report.timeline import timeline
-from cl_core.report.verdict import verdict
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ def write_report(
     collected = collect(artifacts, experiments, timing=timing)
     groups = group_seeds(collected)
     shown = tables(groups)
+    judged = [judgement(group) for group in groups]
     page = _environment().get_template("template.html")
     leaks = leakage(store)
     subset = next((e.config["subset"] for e in collected if e.config.get("subset")), None)
@@ -97,7 +99,8 @@ def write_report(
         experiments=collected,
         groups=groups,
         dataset=dataset,
-        headline=_headline(dataset, collected, groups, shown),
+        headline=_headline(dataset, len(collected), judged, shown),
+        judged=judged,
         caveats=[(experiment.name, line) for experiment in collected for line in _caveats(experiment, dataset)],
         tables=[(table, overview_plot(table, f"overview-{k}")) for k, table in enumerate(shown)],
         boards=[(board, timeline(board, f"timeline-{k}")) for k, board in enumerate(leaderboards(shown))],
@@ -138,16 +141,16 @@ def _environment() -> Environment:
         "data_uri": data_uri,
         "pretty": lambda value: json.dumps(value, indent=2, default=str, ensure_ascii=False),
         "swatch": swatch,
-        "verdict": verdict,
         "gaps": gaps,
         "further": further,
+        "budget": budget_title,
         "code": _with_code,
         "significant": lambda figures: [(name, f"{value:.3g}") for name, value in figures.items()],
         "breakable": lambda text: Markup("_<wbr>").join(text.split("_")),
         "correlation": lambda value: f"{value:.2f}".replace("-", MINUS) if math.isfinite(value) else NONE,
         "figures": lambda values: ", ".join(f"{value:.2f}" for value in values),
     }
-    environment.globals |= {"none_mark": NONE, "further_heads": tuple(FURTHER.values())}
+    environment.globals |= {"none_mark": NONE, "further_heads": tuple(FURTHER.values()), "references": REFERENCES}
     return environment
 
 
@@ -202,25 +205,25 @@ def _dataset_warnings(store: Store, leaks: Leakage, quarantined: int) -> Iterato
         yield "The training images have no labels of two classes, so representations were trained but not judged."
 
 
-def _headline(
-    dataset: Dataset, collected: Sequence[Experiment], groups: Sequence[Group], shown: Sequence[Table]
-) -> list[str]:
-    """What was gained or lost first, where anything was judged, then what was done."""
-    first = _outcome(groups, shown) if shown else [line for line in [in_a_sentence(groups)] if line]
-    return [*first, _overview(dataset, total, groups, judged=bool(shown))]
+def _headline(dataset: Dataset, total: int, judged: Sequence[Judgement], shown: Sequence[Table]) -> list[str]:
+    """The labels saved and what was gained or lost first, where anything was judged, then what was done."""
+    groups = [found.group for found in judged]
+    return [*_outcome(judged, shown), _overview(dataset, total, groups, judged=bool(shown))]
 
 
-def _outcome(groups: Sequence[Group], shown: Sequence[Table]) -> list[str]:
-    """The verdict on the highest linear probe of a single table, and the names of those that have lost."""
-    rivals = [(group, verdict(group)) for group in groups if not group.first.facts.yardstick]
-    ranked = sorted(((g.linear.mean, -g.index, g, v.text) for g, v in rivals if g.linear), reverse=True)
+def _outcome(judged: Sequence[Judgement], shown: Sequence[Table]) -> list[str]:
+    """The judgement of the highest linear probe of a single table, and the names of those that have lost."""
+    rivals = [found for found in judged if not found.group.first.facts.yardstick]
+    ranked = [found for found in rivals if found.group.linear]
     if len(shown) != 1 or not ranked:
         return []
-    mean, _, best, text = ranked[0]
-    if len(ranked) == 1:
-        return [f"{best.label} {text}"]
-    lost = [group.label for group, found in rivals if found.is_loss and group is not best]
-    lines = [f"Highest in the linear probe: {best.label} with {percent(mean)} %. It {text}"]
+    best = max(ranked, key=lambda found: found.group.linear.mean if found.group.linear else 0.0)
+    saved = [best.saved] if best.saved else []
+    if len(ranked) == 1 or best.group.linear is None:
+        return [*saved, f"{best.group.label} {best.features.text}"]
+    lost = [found.group.label for found in rivals if found.features.is_loss and found is not best]
+    highest = f"Highest in the linear probe: {best.group.label} with {percent(best.group.linear.mean)} %"
+    lines = [*saved, f"{highest}. It {best.features.text}"]
     return lines + ([f"Worse than the untrained encoder: {', '.join(lost)}"] if lost else [])
 
 

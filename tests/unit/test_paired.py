@@ -76,7 +76,7 @@ def test_equal_answers_show_no_difference_and_the_same_runs_give_the_same_figure
 def test_more_draws_on_one_side_are_still_compared_on_the_same_images() -> None:
     found = paired_difference(runs(answers(0.9, 300, 0, draws=5)), runs(answers(0.5, 300, 1)))
     assert found.low > 0.3
-    assert found.p == pytest.approx(2 / (RESAMPLES + 1))
+    assert found.p < 2 / (RESAMPLES + 1), "Holm's correction of many such must not hide a plain difference"
 
 
 def test_other_numbers_of_images_are_refused() -> None:
@@ -103,7 +103,10 @@ def test_labels_are_read_off_a_line_in_the_logarithm(accuracy: float, labels: fl
 
 def test_a_curve_that_dips_is_made_monotone_first() -> None:
     values = [0.3, 0.6, 0.5, 0.5, 0.9, 0.8]
-    assert isotonic(values) == pytest.approx(isotonic_regression(values).x)
+    many = np.random.default_rng(0).random((20, 6))
+    many[0] = values
+    for row, fit in zip(many, isotonic(many), strict=True):
+        assert fit == pytest.approx(isotonic_regression(row).x)
     assert labels_needed(0.55, [10, 20, 40, 80, 160, 320], values) == pytest.approx(80 * 2 ** (1 / 19))
 
 

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 from safetensors.torch import save_file
-from toy_results import curves, few_label_metrics
+from toy_results import curves, few_label_metrics, write_answers
 
 from cl_core.data.files import sha256_file, write_json
 from cl_core.data.shards import PixelWriter
@@ -211,6 +211,7 @@ def write_experiment(artifacts: Path, name: str, *, method: str, seed: int, top1
     write_pretraining(artifacts, name)
     write_features(artifacts, name, counts=COUNTS)
     write_metrics(artifacts, name, linear_metrics(top1, **linear), finetune_metrics(top1))
+    write_answers(artifacts, name, finetune_metrics(top1), seed=seed)
 
 
 def write_metrics(artifacts: Path, name: str, linear: Any, finetune: Any) -> None:
