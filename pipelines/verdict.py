@@ -7,13 +7,10 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.markup import escape
 
-from cl_core.report.few_labels import Contest
+from cl_core.report.few_labels import HEADINGS, Contest
 from cl_core.report.groups import MINUS, Group, percent, points
 from cl_core.report.judgement import Judgement, judgement
 from pipelines.summary_grid import below, new_grid
-
-#: reference -> heading of its column
-HEADINGS = {"random_init": "untrained", "raw_pixels": "raw pixels", "supervised": "supervised"}
 
 
 def print_verdicts(groups: Sequence[Group], console: Console, *, tests: bool) -> None:

@@ -25,6 +25,8 @@ REFERENCES = {
     "raw_pixels": "raw pixels",
     "supervised": "supervised training",
 }
+#: the same as the heading of a column
+HEADINGS = {"random_init": "untrained", "raw_pixels": "raw pixels", "supervised": "supervised"}
 #: those whose labels are counted
 _COUNTED = {"supervised": "supervised training", "random_init": "a probe of the untrained encoder"}
 

@@ -26,7 +26,7 @@ from cl_core.report.claims import judge
 from cl_core.report.collect import Experiment, collect, read_panels, read_resolved, read_statistics
 from cl_core.report.diagnoses import diagnoses
 from cl_core.report.distillation import distillations
-from cl_core.report.few_labels import REFERENCES
+from cl_core.report.few_labels import HEADINGS
 from cl_core.report.figures import swatch
 from cl_core.report.groups import NONE, Group, group_seeds, percent, points, share_name
 from cl_core.report.judgement import Judgement, judgement
@@ -150,7 +150,7 @@ def _environment() -> Environment:
         "correlation": lambda value: f"{value:.2f}".replace("-", MINUS) if math.isfinite(value) else NONE,
         "figures": lambda values: ", ".join(f"{value:.2f}" for value in values),
     }
-    environment.globals |= {"none_mark": NONE, "further_heads": tuple(FURTHER.values()), "references": REFERENCES}
+    environment.globals |= {"none_mark": NONE, "further_heads": tuple(FURTHER.values()), "references": HEADINGS}
     return environment
 
 

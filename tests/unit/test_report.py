@@ -544,15 +544,16 @@ def test_terminal_summary_puts_experiments_beside_their_yardsticks_in_80_columns
     assert ["fine-tuned", "31.0", "41.0", "56.0"] in cells
     assert ["best of both", "41.0", "46.0", "56.0"] in cells
     assert ["supervised", "from scratch", "36.0", "48.0", "66.0"] in cells
-    assert lines[0].startswith(
-        "simclr: gained 21.0 points by linear probe (71.0 against 50.0 untrained) and 28.0 by kNN"
-    )
-    sentence = "byol: gained 8.0 points by kNN (48.0 against 40.0 untrained); no difference shown by linear probe (51.0"
-    assert lines[1].startswith(sentence)
     assert not any(line.startswith("balanced") for line in lines)
     assert "unlabelled: linear_eval skipped: the dataset has no labels" in lines
     last = next(number for number, line in enumerate(lines) if line.startswith("5 per class: 15 labels; "))
     first = next(number for number, line in enumerate(lines) if line.startswith("top-1 accuracy"))
+    gains = [line for line in lines if " gained " in line]
+    assert gains[0].startswith(
+        "simclr gained 21.0 points by linear probe (71.0 against 50.0 untrained) and 28.0 by kNN"
+    )
+    assert gains[1].startswith("byol gained 8.0 points by kNN (48.0 against 40.0 untrained); no difference shown by")
+    assert lines.index(gains[0]) > first, "the verdict is what a run ends with"
     assert max(len(line) for line in lines[first:last] if not line.startswith("finetune/")) <= 80
     assert "\u2026" not in terminal.getvalue()
 
@@ -706,7 +707,7 @@ def test_remarks_of_a_run_stand_beside_its_verdict_and_the_last_one_on_the_termi
     assert "Said while x trained: At step 200 of 400: half <of> the updates have brought nothing." in summary
     terminal = io.StringIO()
     print_results(tmp_path, ["x"], Console(file=terminal, width=80))
-    assert terminal.getvalue().splitlines()[1] == "x: at step 201 of 400: training has brought nothing"
+    assert "x: at step 201 of 400: training has brought nothing" in terminal.getvalue().splitlines()
 
 
 def test_online_curves_begin_with_the_untrained_encoder_and_a_line_across(tmp_path: Path) -> None:
@@ -821,8 +822,8 @@ def test_without_labels_the_verdict_says_so_and_gives_what_was_measured_instead(
     write_metrics(tmp_path, "a", {"skipped": "no labels"}, {"skipped": "no labels"})
     terminal = io.StringIO()
     print_results(tmp_path, ["a"], Console(file=terminal, width=100))
-    first = terminal.getvalue().splitlines()[0]
-    assert first == "a: cannot be judged without labels; self-match is 6.7 against 8.6 untrained"
+    said = "a cannot be judged without labels; self-match is 6.7 against 8.6 untrained."
+    assert said in terminal.getvalue().splitlines()
 
 
 def test_encoder_of_an_older_dataset_and_classes_without_training_images_are_pointed_out(tmp_path: Path) -> None:
