@@ -9,6 +9,7 @@ from cl_core.report.budgets import in_words
 from cl_core.report.collect import Experiment
 from cl_core.report.few_labels import FewLabels
 from cl_core.report.groups import Group, percent, points
+from cl_core.report.records import RANDOM_INIT, SUPERVISED
 from cl_core.report.verdict import verdict
 
 RISING = 0.01  #: of online kNN over the last quarter: longer training still pays
@@ -22,9 +23,9 @@ def advice(group: Group, found: FewLabels) -> list[str]:
 
 
 def _method(group: Group, found: FewLabels) -> Iterator[str]:
-    untrained = [contest for contest in found.against if contest.reference == "random_init"]
+    untrained = [contest for contest in found.against if contest.reference == RANDOM_INIT]
     beaten = [contest for contest in untrained if contest.state == "better"]
-    supervised = [c.budget for c in found.against if c.reference == "supervised" and c.state == "worse"]
+    supervised = [c.budget for c in found.against if c.reference == SUPERVISED and c.state == "worse"]
     if (untrained and not beaten) or (not untrained and verdict(group).is_loss):
         name = group.first.name
         yield f"change the views, the loss or the method before training longer: `contrast tune {name}` searches"

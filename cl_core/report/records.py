@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegative
 from cl_core.ranges import UnitInterval
 
 RANDOM_INIT = "random_init"  #: the yardstick of every linear result: the same encoder and input before training
+SUPERVISED = "supervised"  #: the yardstick of few labels: the same network trained on them from scratch
 
 
 class Record(BaseModel):

@@ -13,7 +13,7 @@ from cl_core.report.budgets import OURS, YARDSTICK_USES, YARDSTICKS, Budget, bud
 from cl_core.report.collect import Experiment, collect
 from cl_core.report.distillation import distillations
 from cl_core.report.groups import NONE, Group, Measured, Protocols, budget_names, group_seeds, percent
-from cl_core.report.records import RANDOM_INIT
+from cl_core.report.records import RANDOM_INIT, SUPERVISED
 from cl_core.report.verdict import verdict
 
 
@@ -240,7 +240,7 @@ def _yardsticks(groups: list[Group], budgets: list[str]) -> list[Row]:
 
 def _yardstick(name: str, group: Group, budgets: list[str]) -> Row:
     label = YARDSTICKS.get(name, name.replace("_", " "))
-    note = group.encoder if name in (RANDOM_INIT, "supervised") else ""
+    note = group.encoder if name in (RANDOM_INIT, SUPERVISED) else ""
     uses = _uses(group, {name: YARDSTICK_USES.get(name, "")}, budgets)
     return Row(label, note, None, group.baseline(name), group.baseline(name, "knn_top1"), uses)
 
