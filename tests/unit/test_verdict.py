@@ -125,7 +125,7 @@ def test_the_report_leads_with_the_labels_saved_and_shows_every_test(artifacts: 
     page = write_report(artifacts, artifacts / "report.html", experiments=["good", "good-s1"]).read_text()
     lead = text_of(page[page.index('<p class="lead">') :].partition("</p>")[0])
     assert lead.strip().startswith("With 10 labels good reaches 73.0 %, for which supervised training needs")
-    rows = rows_of(page, "contests")
+    rows = rows_of(page, "results contests")
     assert [row[1] for row in rows] == ["1 per class", "10 per class", "all"]
     assert rows[0][5].startswith("+33.0")
 
