@@ -231,8 +231,8 @@ class TrainConfig(Section):
 class DistilConfig(Section):
     """Distillation of the fine-tuned classifier on all training images, protocol distil/simclr-v2."""
 
-    fraction: Fraction
-    """Share of the labels that the teacher was fine-tuned with; one of evaluation.finetune.fractions."""
+    budget: PositiveInt | Fraction | Literal["all"]
+    """Labels that the teacher was fine-tuned with: one of evaluation.finetune's per_class or fractions."""
     temperature: PositiveFloat = 1.0
     """Divides the logits of both; 1 for a student like its teacher, 0.1 for a smaller one in the paper."""
     labelled_share: UnitInterval = 0.0
@@ -293,20 +293,52 @@ class KnnConfig(Section):
 
 
 class FinetuneConfig(Section):
-    """Fine-tuning on few labels, protocol finetune/simclr-v1."""
+    """Few labels: how many, how often drawn, and how the encoder is fine-tuned on them.
 
-    fractions: Annotated[list[Fraction], Field(min_length=1)] = [0.01, 0.1, 1.0]
-    """Shares of the labelled training images; subsets are nested and class-balanced."""
+    Where a default says "the protocol's", it is in `cl_core.evaluation.fine_tuning`.
+    """
+
+    protocol: Literal["lpft-v2", "simclr-v1"] = "lpft-v2"
+    """lpft-v2: from the frozen probe's head, then everything, then weights in between. simclr-v1: the paper's."""
+    per_class: list[PositiveInt | Literal["all"]] = [1, 4, 16, 64, "all"]
+    """Budgets in labels per class; `all` is every label."""
+    fractions: list[Fraction] = []
+    """Budgets as shares of the labelled training images, class-balanced, beside those per class."""
+    draws: PositiveInt = 5
+    """How often the smallest budget is drawn; larger ones less often, as the square root of their labels grows."""
+    folds: Annotated[int, Field(ge=2)] = 5
+    """Parts that the given labels are divided into, to choose by the part that was held out."""
     recipe: PartSpec = PartSpec(name="crop-flip")
-    """Augmentation of the labelled images; the protocol has crop and flip only."""
-    lr: Annotated[list[PositiveFloat], Field(min_length=1)] = [0.05, 0.5]
-    """Grid of learning rates at batch size 256 (scaled linearly), chosen on validation, for every competitor alike."""
-    batch_size: Annotated[int, Field(ge=2)] = 128
-    epochs: PositiveInt = 30
-    min_steps: PositiveInt = 60
-    """Steps that small subsets get at least."""
-    max_steps: PositiveInt = 1000
-    """Steps that large subsets get at most."""
+    """Augmentation of the labelled images: crop and flip."""
+    lr: Annotated[list[PositiveFloat], Field(min_length=1)] | None = None
+    """Grid of learning rates of the pretrained encoder; null takes the protocol's."""
+    supervised_lr: Annotated[list[PositiveFloat], Field(min_length=1)] | None = None
+    """The same for training from scratch; as many as `lr`, or one of the two is tuned better. Null: the protocol's."""
+    layer_decay: Fraction = 1.0
+    """Factor on the learning rate from each stage of the encoder to the one before it; of lpft-v2."""
+    batch_size: Annotated[int, Field(ge=2)] = 64
+    epochs: PositiveInt = 12
+    """Passes over the labels at most. simclr-v1 makes twice as many at 1 % and below."""
+    min_steps: PositiveInt = 200
+    """Steps that small budgets get at least; they stop earlier where selection no longer improves."""
+    max_steps: PositiveInt = 2000
+    """Steps that large budgets get at most."""
+
+    @property
+    def budgets(self) -> tuple[str, ...]:
+        """Their names, as results have them."""
+        return *map(str, self.per_class), *(str(float(share)) for share in self.fractions)
+
+    @model_validator(mode="after")
+    def _has_budgets(self) -> FinetuneConfig:
+        if not self.per_class and not self.fractions:
+            raise ValueError("there is no budget; name labels per class, `per_class: [4, all]`, or shares, `fractions`")
+        if self.lr and self.supervised_lr and len(self.lr) != len(self.supervised_lr):
+            raise ValueError(
+                f"lr has {len(self.lr)} rates and supervised_lr {len(self.supervised_lr)}; give both as many, or the "
+                "comparison favours one of them"
+            )
+        return self
 
 
 class EvaluationConfig(Section):
@@ -315,6 +347,9 @@ class EvaluationConfig(Section):
     linear: LinearConfig = LinearConfig()
     knn: KnnConfig = KnnConfig()
     finetune: FinetuneConfig = FinetuneConfig()
+    selection: Literal["labels", "validation"] = "labels"
+    """What choices for few labels are made on: labels, by cross-validation inside the given ones, so that 12 labels are
+    12; or the validation split, whose labels are then counted too."""
     batch_size: PositiveInt = 500
     """Images per forward pass when features are computed."""
 

@@ -284,15 +284,10 @@ def _check_claims(checker: PartChecker, params: ParamsConfig) -> None:
                 )
         if claim.better == claim.worse:
             checker.note(["claims", index, "worse"], f"{claim.worse} cannot be worse than itself; name another")
-        budgets = _budget_names(params)
+        budgets = params.evaluation.finetune.budgets
         if claim.kind == "few_labels" and claim.argument not in budgets:
             listed = ", ".join(f"few_labels {name}" for name in budgets)
             checker.note(["claims", index, "figure"], f"{claim.figure!r} is not measured here; choose from: {listed}")
-
-
-def _budget_names(params: ParamsConfig) -> list[str]:
-    """What the label budgets of evaluation.finetune are called in its results."""
-    return ["all" if fraction == 1 else f"{fraction:g}" for fraction in params.evaluation.finetune.fractions]
 
 
 def _check_training(checker: PartChecker, method: Entry, config: ExperimentConfig) -> None:
@@ -340,18 +335,18 @@ def _unknown_names(params: ParamsConfig) -> Iterator[tuple[list[str | int], str]
 
 def _distil_problems(params: ParamsConfig, experiments: Sequence[Experiment]) -> Iterator[tuple[list[str | int], str]]:
     """Where the list `distil` of params.yaml and the sections `distil` of the experiments do not fit: (key, rule)."""
-    fractions = params.evaluation.finetune.fractions
+    budgets = params.evaluation.finetune.budgets
     for experiment in experiments:
         name, section, listed = experiment.name, experiment.config.distil, experiment.name in params.distil
         file = f"experiments/{name}.yaml"
         if listed and section is None:
-            yield ["distil"], f"{name} has no settings; add `distil: {{fraction: {fractions[0]}}}` to {file}"
+            yield ["distil"], f"{name} has no settings; add `distil: {{budget: {budgets[0]}}}` to {file}"
         if section is not None and not listed:
             yield ["distil"], f"{name} has a section distil; add the name here, or write `distil: null` in {file}"
-        if section is not None and section.fraction not in fractions:
-            known = ", ".join(map(str, fractions))
-            rule = f"evaluation.finetune.fractions are {known}; take one of them or add it there"
-            yield ["distil"], f"distil.fraction {section.fraction} of {file} has no teacher: {rule}"
+        if section is not None and str(section.budget) not in budgets:
+            known = ", ".join(budgets)
+            rule = f"the budgets of evaluation.finetune are {known}; take one of them or add it there"
+            yield ["distil"], f"distil.budget {section.budget} of {file} has no teacher: {rule}"
 
 
 def _experiment_names(document: Document) -> list[str]:

@@ -176,6 +176,7 @@ def _stage_sections(project: Project, experiment: Experiment, stage: str) -> dic
         },
         "finetune": {
             "finetune": evaluation.finetune.model_dump(mode="json"),
+            "selection": evaluation.selection,
             "augment": project.finetune_chain,
             "linear": evaluation.linear.model_dump(mode="json"),
             "batch_size": evaluation.batch_size,

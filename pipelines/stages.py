@@ -90,10 +90,9 @@ class Stage:
         split, share = self.split("train"), self.config["labels"]
         if share is None or not (split.labels >= 0).any():  # pretraining says that it needs labels
             return split
-        from cl_core.evaluation.subsets import nested_subsets
+        from cl_core.evaluation.draws import Drawing
 
-        (rows,) = nested_subsets(split.keys, split.labels, [share]).values()
-        return split.select(rows)
+        return split.select(Drawing(split.keys, split.labels, split.groups).share(share))
 
     def method(self, **changes: Any) -> Method:
         """The untrained method, the same each time. changes: parts that take the place of configured ones."""
@@ -245,9 +244,10 @@ def train_encoder(
 
 
 def embed(stage: Stage) -> None:
-    """Encoder -> features of every stage, for train, validation and test, and a second look for leaks between them."""
+    """Encoder -> features of every stage, their health without labels, and a second look for leaks between splits."""
     from cl_core.data.screening import read_pairs
     from cl_core.evaluation.features import Features, extract
+    from cl_core.evaluation.health import health
     from cl_core.evaluation.look_alikes import look_alikes, told
 
     representation = stage.trained_representation().to(stage.device)
@@ -273,8 +273,8 @@ def embed(stage: Stage) -> None:
     write_json(stage.out / "embed.json", summary)
     trained, untrained = stage.trained_method(), stage.method()
     images = stage.split("train"), stage.split("validation")
-    found = health(trained, untrained, *images, batch_size=stage.config["batch_size"], device=stage.device)
-    write_json(stage.out / "health.json", found)
+    figures = health(trained, untrained, *images, batch_size=stage.config["batch_size"], device=stage.device)
+    write_json(stage.out / "health.json", figures)
 
 
 def linear_eval(stage: Stage) -> None:
@@ -315,20 +315,23 @@ def linear_eval(stage: Stage) -> None:
 
 
 def finetune(stage: Stage) -> None:
-    """Method and few labels -> classifiers and label-efficiency curve, beside training from scratch and a probe."""
+    """Method and few labels -> classifiers and label curve, beside what the same labels give without pretraining."""
     from cl_core.assembly import build_chain
     from cl_core.config import FinetuneConfig, LinearConfig
-    from cl_core.evaluation.finetune import finetune as run_finetune
+    from cl_core.evaluation.few_labels import few_labels
     from cl_core.evaluation.yardsticks import Yardsticks
 
-    result = run_finetune(
+    linear = _section(LinearConfig, stage.config["linear"])
+    result = few_labels(
         lambda: stage.trained_method().fine_tune_model(),
         lambda: stage.method().fine_tune_model(),
         stage.split,
         stage.store.classes,
         augment=build_chain(stage.registry, stage.config["augment"]),
         settings=_section(FinetuneConfig, stage.config["finetune"]),
-        linear=_section(LinearConfig, stage.config["linear"]),
+        selection=stage.config["selection"],
+        max_values=linear.max_values,
+        max_iter=linear.max_iter,
         seed=stage.seed,
         yardsticks=Yardsticks(stage.project / ".contrast" / "yardsticks"),
         yardstick_key={**stage.data_key, **stage.yardstick_key, "augment": stage.config["augment"]},
@@ -336,8 +339,7 @@ def finetune(stage: Stage) -> None:
         device=stage.device,
         report=_say,
     )
-    result.save_classifiers(stage.out / "classifiers")
-    write_json(stage.out / "metrics.json", result.metrics)
+    result.save(stage.out)
 
 
 def diagnose(stage: Stage) -> None:
@@ -360,17 +362,17 @@ def distil(stage: Stage) -> None:
     from cl_core.evaluation.classifier import Classifier
     from cl_core.evaluation.distil import distil as run_distil
     from cl_core.evaluation.features import load_weights
-    from cl_core.evaluation.finetune import CARD
+    from cl_core.evaluation.label_curve import CARD
 
     config, num_classes = stage.config, len(stage.store.classes)
     settings = _section(DistilConfig, config["distil"])
     finetuned = stage.folder("finetune")
 
     def teacher() -> Classifier:
-        card = read_json(finetuned / "classifiers" / CARD)
-        classifier = Classifier(stage.method().fine_tune_model(), num_classes)
-        file = card["classifiers"][str(settings.fraction)]["file"]
-        load_weights(classifier, finetuned / "classifiers" / file, "teacher")
+        card = read_json(finetuned / "classifiers" / CARD)["classifiers"][str(settings.budget)]
+        reads = {name: card[name] for name in ("stage", "dim", "max_values")}
+        classifier = Classifier(stage.method().fine_tune_model(), num_classes, **reads)
+        load_weights(classifier, finetuned / "classifiers" / card["file"], "teacher")
         return classifier
 
     result = run_distil(

@@ -24,7 +24,8 @@ data:
   size: 16
 evaluation:
   linear: {l2: [0.001, 0.1]}
-  finetune: {fractions: [0.1, 1.0], lr: [0.05], epochs: 1, min_steps: 2, max_steps: 4}
+  finetune:
+    {per_class: [], fractions: [0.1, 1.0], lr: [1e-3], supervised_lr: [1e-2], epochs: 1, min_steps: 2, max_steps: 4}
 """
 EXPERIMENT = """\
 method: {name: simclr, hidden_dim: 16, out_dim: 8}

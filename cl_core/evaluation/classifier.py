@@ -1,7 +1,6 @@
 """A classifier on top of a network, its training and its judging: what fine-tuning and distillation have in common.
 
-Training is that of protocol finetune/simclr-v1: SGD with Nesterov momentum 0.9, no weight decay, no warm-up, a cosine
-to zero, batch norm in train mode. What is trained on and by which loss is the caller's.
+What is trained on and by which loss is the caller's.
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,26 +16,52 @@ from torch import Tensor, nn
 
 from cl_core.config import OptimizerConfig
 from cl_core.data.lazy import decoded
-from cl_core.data.sampling import SampleRng, batch_rows
+from cl_core.data.sampling import SampleRng, batch_rows, mix
 from cl_core.data.store import Split, to_float
+from cl_core.evaluation.features import pool
+from cl_core.measures.logistic import Classifier as Probe
 from cl_core.training.optim import Schedule, build_optimizer, set_lr
 from cl_core.training.update import deterministic
 from cl_core.types import Augmentation, FineTuneModel, ParamGroup
 
+BatchNorm = Literal["train", "eval"]
+
 
 class Classifier(nn.Module):
-    """A fine-tuning model under a linear layer that starts at zero: (N, C, H, W) in [0, 1] -> (N, K) logits."""
+    """A fine-tuning model under a linear layer that starts at zero: (N, C, H, W) in [0, 1] -> (N, K) logits.
 
-    def __init__(self, model: FineTuneModel, num_classes: int) -> None:
+    stage: what the layer reads, a stage of the encoder pooled as the linear probe's (see `features.pool`), D values;
+    "" for the model's own output.
+    """
+
+    def __init__(
+        self, model: FineTuneModel, num_classes: int, *, stage: str = "", dim: int | None = None, max_values: int = 0
+    ) -> None:
         super().__init__()
         self.model = model.requires_grad_(True)
-        self.head = nn.Linear(model.out_dim, num_classes)
+        self.stage, self.max_values = stage, max_values
+        self.head = nn.Linear(dim or model.out_dim, num_classes)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
+    @classmethod
+    def of_probe(cls, model: FineTuneModel, probe: Probe, stage: str, max_values: int) -> Classifier:
+        """One that gives the scores of a linear probe on the model's stage, its standardisation folded in."""
+        num_classes, dim = probe.weight.shape
+        classifier = cls(model, num_classes, stage=stage, dim=dim, max_values=max_values)
+        with torch.no_grad():
+            weight = probe.weight * probe.scale
+            classifier.head.weight.copy_(weight)
+            classifier.head.bias.copy_(probe.bias - weight @ probe.mean)
+        return classifier
+
     def forward(self, images: Tensor) -> Tensor:
         """Logits of a batch."""
-        logits: Tensor = self.head(self.model(images))
+        if self.stage:
+            features = pool(self.model.representation(images)[self.stage], self.max_values)
+        else:
+            features = self.model(images)
+        logits: Tensor = self.head(features)
         return logits
 
 
@@ -59,32 +85,54 @@ class Batches:
         return images, torch.from_numpy(self.split.labels[rows.numpy()]).to(self.device)
 
 
-def train(
-    classifier: nn.Module,
-    loss_at: Callable[[int], Tensor],
-    *,
-    peak_lr: float,
-    steps: int,
-    seed: int,
-    device: torch.device,
-    after_step: Callable[[int, Tensor], None] = lambda step, loss: None,
-) -> None:
-    """Minimise the loss of each step, a scalar with gradient, over all of the classifier's parameters.
+class Training:
+    """A classifier and the optimiser of all its parameters.
 
-    seed: of torch's global generators, which only dropout and its like use here; they are put back afterwards.
+    config: its lr is the peak. seed: of torch's global generators, which only dropout and its like use here; they are
+    put back after each step. batch_norm: "train" or "eval", how batch norm normalises meanwhile. groups: what is
+    trained, by default everything alike.
     """
-    schedule = Schedule(peak_lr=peak_lr, warmup_steps=0, total_steps=steps)
-    config = OptimizerConfig(name="sgd", lr=peak_lr, momentum=0.9, nesterov=True, weight_decay=0.0)
-    optimizer = build_optimizer([ParamGroup(params=list(classifier.parameters()))], config, batch_size=1)
-    classifier.train()
-    with deterministic(), _global_rng(seed, device):
-        for step in range(steps):
+
+    def __init__(
+        self,
+        classifier: nn.Module,
+        config: OptimizerConfig,
+        schedule: Schedule,
+        *,
+        seed: int,
+        device: torch.device,
+        batch_norm: BatchNorm = "train",
+        groups: Sequence[ParamGroup] | None = None,
+    ) -> None:
+        self.classifier, self.schedule, self.seed, self.device = classifier, schedule, seed, device
+        self.batch_norm = batch_norm
+        groups = groups or [ParamGroup(params=list(classifier.parameters()))]
+        self.optimizer = build_optimizer(groups, config, batch_size=1)
+
+    def step(self, step: int, loss_at: Callable[[int], Tensor]) -> Tensor:
+        """Make a step, counted from 0, by the loss that the function gives for it; returns that, detached."""
+        self._train_mode()
+        with deterministic(), _global_rng(mix(self.seed, step), self.device):
             loss = loss_at(step)
-            set_lr(optimizer, schedule, step)
-            optimizer.zero_grad()
+            set_lr(self.optimizer, self.schedule, step)
+            self.optimizer.zero_grad()
             loss.backward()
-            optimizer.step()
-            after_step(step, loss.detach())
+            self.optimizer.step()
+        return loss.detach()
+
+    def _train_mode(self) -> None:
+        self.classifier.train()
+        if self.batch_norm == "eval":
+            for module in self.classifier.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+
+
+def sgd(classifier: nn.Module, *, peak_lr: float, steps: int, seed: int, device: torch.device) -> Training:
+    """Training by SGD with Nesterov momentum 0.9, no weight decay, no warm-up, a cosine to zero."""
+    config = OptimizerConfig(name="sgd", lr=peak_lr, momentum=0.9, nesterov=True, weight_decay=0.0)
+    schedule = Schedule(peak_lr=peak_lr, warmup_steps=0, total_steps=steps)
+    return Training(classifier, config, schedule, seed=seed, device=device)
 
 
 @torch.no_grad()

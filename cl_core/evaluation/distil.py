@@ -25,10 +25,10 @@ from cl_core.config import DistilConfig, OptimizerConfig
 from cl_core.data.sampling import mix
 from cl_core.data.store import Split
 from cl_core.errors import CollapseError
-from cl_core.evaluation.classifier import Batches, Classifier, judged, train
+from cl_core.evaluation.classifier import Batches, Classifier, judged, sgd
+from cl_core.evaluation.draws import ALL, Drawing
 from cl_core.evaluation.features import frozen, save_tensors
 from cl_core.evaluation.linear import Report
-from cl_core.evaluation.subsets import nested_subsets
 from cl_core.measures.metrics import accuracy_figures, topk_accuracy
 from cl_core.training.outputs import write_weights
 from cl_core.types import Augmentation
@@ -103,15 +103,15 @@ def distil(
 ) -> DistilResult:
     """Teach a student and judge it, beside its teacher and supervised training on the teacher's labels.
 
-    build_teacher: gives the classifier that was fine-tuned with `settings.fraction` of the labels. build_student: an
-    untrained one. finetuned: metrics of fine-tuning, which hold that fraction or the reason why there is no teacher.
+    build_teacher: gives the best classifier of `settings.budget` labels. build_student: an untrained one. finetuned:
+    metrics of fine-tuning, which hold that budget or the reason why there is no teacher.
     augment: the chain for training images. batch_size: images per forward pass when judging.
     The metrics are {"skipped": reason} where fine-tuning was. Raises CollapseError where training diverges, DataError
     where the teacher does not stay as it is.
     """
     if "skipped" in finetuned:
         return DistilResult(metrics={"skipped": finetuned["skipped"]})
-    device, images, fraction = torch.device(device), split("train"), str(settings.fraction)
+    device, images, budget = torch.device(device), split("train"), str(settings.budget)
 
     def batches(rows: np.ndarray, stream: int) -> Batches:
         size = min(settings.batch_size, len(rows))
@@ -121,7 +121,7 @@ def distil(
         student=build_student().to(device),
         teacher=build_teacher().to(device),
         every=batches(np.arange(len(images)), _STREAM),
-        labelled=batches(nested_subsets(images.keys, images.labels, [settings.fraction])[fraction], _LABELLED_STREAM),
+        labelled=batches(_labelled(images, settings.budget), _LABELLED_STREAM),
         settings=settings,
     )
     details = _teach(lesson, report)
@@ -132,22 +132,32 @@ def distil(
     details["validation_top1"] = topk_accuracy(scores, labels)
     report(f"distil: student {details['validation_top1']:.1%} on validation")
     (scores,), labels = judge(split("test"))
-    teacher = finetuned["fractions"][fraction]
+    taught = finetuned["budgets"][budget]
     metrics = {
         "protocol": PROTOCOL,
-        "fraction": settings.fraction,
-        "n_labels": teacher["n_labels"],
+        "budget": budget,
+        "n_labels": taught["labels_trained"],
         "n_images": len(images),
         "student": accuracy_figures(scores, labels),
-        "teacher": _accuracy_of(teacher),
-        "supervised_same_labels": _accuracy_of(teacher["details"]["supervised_same_labels"]),
+        "teacher": _first_draw(taught, "best"),
+        "supervised_same_labels": _first_draw(taught, "supervised"),
         "details": details,
     }
     return DistilResult(metrics=metrics, student=lesson.student)
 
 
-def _accuracy_of(figures: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: figures[name] for name in ("top1", "top1_ci95")}
+def _labelled(images: Split, budget: float | str) -> np.ndarray:
+    """Rows of the labels that the teacher learnt from: the first draw of its budget."""
+    drawing = Drawing(images.keys, images.labels, images.groups)
+    if budget == ALL:
+        return np.flatnonzero(images.labels >= 0)
+    return drawing.per_class(budget) if isinstance(budget, int) else drawing.share(float(budget))
+
+
+def _first_draw(taught: Mapping[str, Any], competitor: str) -> dict[str, Any]:
+    """Of the draw that the teacher learnt from."""
+    figures = taught["competitors"][competitor]
+    return {"top1": figures["draws"][0]["top1"], "top1_ci95": figures["top1_ci95"]}
 
 
 def _teach(lesson: Lesson, report: Report) -> dict[str, Any]:
@@ -160,14 +170,8 @@ def _teach(lesson: Lesson, report: Report) -> dict[str, Any]:
             report(f"distil: epoch {(step + 1) // per_epoch} of {settings.epochs}, loss {loss.item():.3f}")
 
     peak_lr, steps = OptimizerConfig(lr=settings.lr).peak_lr(settings.batch_size), settings.epochs * per_epoch
+    training = sgd(lesson.student, peak_lr=peak_lr, steps=steps, seed=every.seed, device=every.device)
     with frozen(lesson.teacher, "the student learned from it"):
-        train(
-            lesson.student,
-            lesson.loss_at,
-            peak_lr=peak_lr,
-            steps=steps,
-            seed=every.seed,
-            device=every.device,
-            after_step=tell,
-        )
+        for step in range(steps):
+            tell(step, training.step(step, lesson.loss_at))
     return {"peak_lr": peak_lr, "steps": steps}

@@ -43,20 +43,27 @@ class Classifier:
 
     def scores(self, features: Tensor) -> Tensor:
         """Logits (N, C) on the CPU of features (N, D) of any float type and device."""
-        standard = _standardised(features.to(self.mean.device), self.mean, self.scale)
+        standard = standardised(features.to(self.mean.device), self.mean, self.scale)
         return torch.addmm(self.bias, standard, self.weight.T).cpu()
 
 
 @torch.no_grad()
 def fit_classifiers(
-    features: Tensor, labels: Tensor, num_classes: int, penalties: Sequence[float], *, max_iter: int = 200
+    features: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    penalties: Sequence[float],
+    *,
+    max_iter: int = 200,
+    statistics: tuple[Tensor, Tensor] | None = None,
 ) -> Iterator[Classifier]:
     """One classifier per penalty, in the given order, each search starting from the solution before it.
 
-    features: (N, D) of any float type. labels: (N,) int64 in [0, num_classes) on the same device.
+    features: (N, D) of any float type. labels: (N,) int64 in [0, num_classes) on the same device. statistics: what
+    features are standardised by, see `statistics_of`; by default their own.
     """
-    mean, scale = _statistics(features)
-    problem = _Problem(_standardised(features, mean, scale), labels, num_classes)
+    mean, scale = statistics or statistics_of(features)
+    problem = _Problem(standardised(features, mean, scale), labels, num_classes)
     weight, bias = problem.zeros
     for l2 in penalties:
         weight, bias = problem.solve(weight, bias, l2=l2, max_iter=max_iter)
@@ -80,13 +87,13 @@ def linear_accuracy(
     return topk_accuracy(fit_classifier(features, labels, count).scores(test), test_labels.cpu())
 
 
-def _statistics(features: Tensor) -> tuple[Tensor, Tensor]:
+def statistics_of(features: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and reciprocal standard deviation (D,) float32; 0 for a constant feature, which so becomes 0."""
     std, mean = torch.std_mean(features.float(), dim=0, correction=0)
     return mean, torch.where(std > _CONSTANT * mean.abs(), 1 / std, 0.0)
 
 
-def _standardised(features: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+def standardised(features: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
     return (features.float() - mean).mul_(scale)
 
 
@@ -114,13 +121,15 @@ class _Problem:
         """Weight (C, D) and bias (C,) of least objective, searched from the given ones."""
         scaling = _Scaling(self.gram, self.curvature(weight, bias), l2)
 
-        def objective(point: Tensor) -> tuple[float, Tensor]:
-            weight, bias = scaling.parameters(point)
+        def objective(points: Tensor) -> tuple[Tensor, Tensor]:
+            weight, bias = scaling.parameters(points[0])
             value, *slopes = self.cross_entropy(weight, bias)
-            return value + l2 / 2 * float(weight.square().sum()), scaling.gradient(slopes[0] + l2 * weight, slopes[1])
+            value += l2 / 2 * float(weight.square().sum())
+            gradient = scaling.gradient(slopes[0] + l2 * weight, slopes[1])
+            return torch.tensor([value], dtype=torch.float64, device=gradient.device), gradient[None]
 
-        start = scaling.point(weight, bias)
-        return scaling.parameters(minimise(objective, start, excess=_EXCESS, max_iter=max_iter))
+        start = scaling.point(weight, bias)[None]
+        return scaling.parameters(minimise(objective, start, excess=_EXCESS, max_iter=max_iter)[0])
 
     def cross_entropy(self, weight: Tensor, bias: Tensor) -> tuple[float, Tensor, Tensor]:
         """Mean over the examples, and its gradients in weight and bias."""

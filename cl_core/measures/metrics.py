@@ -78,6 +78,24 @@ def bootstrap_interval(correct: Tensor, seed: int = 0, n: int = 2000) -> tuple[f
     return float(low), float(high)
 
 
+def interval_over_draws(correct: Tensor, seed: int = 0, n: int = 1000) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the mean accuracy of several draws of labels: (low, high), in [0, 1].
+
+    correct: (draws, N) bool over the same N >= 1 images. Each resample takes draws and images with replacement, so that
+    the interval holds for other labels and for other images; with one draw it is `bootstrap_interval`'s.
+    """
+    if len(correct) == 1:
+        return bootstrap_interval(correct[0], seed)
+    hits = correct.numpy().astype(np.float64)
+    rng, (draws, images) = np.random.default_rng(seed), hits.shape
+    means = []
+    for _ in range(n):
+        weights = rng.multinomial(images, np.full(images, 1 / images))
+        means.append((hits[rng.integers(0, draws, draws)] @ weights).mean() / images)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
 def mcnemar(correct_a: Tensor, correct_b: Tensor) -> float:
     """Two-sided exact p-value that two models are equally accurate, from (N,) bool over the same examples in order.
 

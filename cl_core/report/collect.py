@@ -61,9 +61,10 @@ class Outcome(Generic[Result]):
 class Experiment:
     """All that the report needs of one run of an experiment, apart from images and features.
 
-    folder: artifacts/runs/<name>. resolved: stage -> its resolved input. card: encoder.json. missing: stages that have
-    left nothing, in pipeline order. diagnosed: what `contrast diagnose` found in the method as it is now, or None.
-    health: figures without labels. encoder_bytes and encoder_sha256: of encoder.safetensors.
+    folder: artifacts/runs/<name>. file: name of the experiment's file, which all its seeds share, "" where unknown.
+    resolved: stage -> its resolved input. card: encoder.json. missing: stages that have left nothing, in pipeline
+    order. diagnosed: what `contrast diagnose` found in the method as it is now, or None. health: figures without
+    labels. encoder_bytes and encoder_sha256: of encoder.safetensors.
     """
 
     name: str

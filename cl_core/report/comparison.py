@@ -175,12 +175,12 @@ def _require_same_protocols(first: Group, others: Sequence[Group]) -> None:
 
 def _group(name: str, groups: Sequence[Group]) -> Group:
     for group in groups:
-        if group.label == name or any(experiment.name == name for experiment in group.experiments):
+        if group.label == name or any(name in (run.name, run.file) for run in group.experiments):
             return group
     known = [experiment.name for group in groups for experiment in group.experiments]
     raise NotComparableError(f"{name} has no results yet{did_you_mean(name, known)}; run `contrast run {name}`")
 
 
 def _alone(name: str, group: Group) -> Group:
-    named = [experiment for experiment in group.experiments if experiment.name == name] or list(group.experiments)
+    named = [run for run in group.experiments if name in (run.name, run.file)] or list(group.experiments)
     return Group(group.index, tuple(named), name)

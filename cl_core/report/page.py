@@ -28,7 +28,8 @@ from cl_core.report.diagnoses import diagnoses
 from cl_core.report.distillation import distillations
 from cl_core.report.few_labels import HEADINGS
 from cl_core.report.figures import swatch
-from cl_core.report.groups import NONE, Group, group_seeds, percent, points, share_name
+from cl_core.report.groups import MINUS, NONE, Group, group_seeds, percent, points, share_name
+from cl_core.report.health import ACCURACIES, DISAGREEMENT, FEWEST, FIGURES, health, in_a_sentence, what_labels_tell
 from cl_core.report.judgement import Judgement, judgement
 from cl_core.report.leaderboard import leaderboards
 from cl_core.report.leakage import Leakage, SecondLook, leakage, second_look
@@ -99,7 +100,7 @@ def write_report(
         experiments=collected,
         groups=groups,
         dataset=dataset,
-        headline=_headline(dataset, len(collected), judged, shown),
+        headline=_headline(dataset, collected, judged, shown),
         judged=judged,
         caveats=[(experiment.name, line) for experiment in collected for line in _caveats(experiment, dataset)],
         tables=[(table, overview_plot(table, f"overview-{k}")) for k, table in enumerate(shown)],
@@ -115,7 +116,7 @@ def write_report(
         distillations=distillations(groups),
         panels=_panels(groups),
         health=health(groups),
-        diagnosed=[e for group in groups for e in group.experiments if e.diagnosed],
+        diagnosed=diagnoses(groups),
         ingest=read_resolved(artifacts / "resolved" / "ingest.json"),
         timing=timing,
     )
@@ -150,7 +151,16 @@ def _environment() -> Environment:
         "correlation": lambda value: f"{value:.2f}".replace("-", MINUS) if math.isfinite(value) else NONE,
         "figures": lambda values: ", ".join(f"{value:.2f}" for value in values),
     }
-    environment.globals |= {"none_mark": NONE, "further_heads": tuple(FURTHER.values()), "references": HEADINGS}
+    environment.globals |= {
+        "none_mark": NONE,
+        "further_heads": tuple(FURTHER.values()),
+        "references": HEADINGS,
+        "health_figures": FIGURES,
+        "fewest": FEWEST,
+        "accuracies": ACCURACIES,
+        "disagreement": DISAGREEMENT,
+        "what_labels_tell": what_labels_tell,
+    }
     return environment
 
 
@@ -205,10 +215,13 @@ def _dataset_warnings(store: Store, leaks: Leakage, quarantined: int) -> Iterato
         yield "The training images have no labels of two classes, so representations were trained but not judged."
 
 
-def _headline(dataset: Dataset, total: int, judged: Sequence[Judgement], shown: Sequence[Table]) -> list[str]:
+def _headline(
+    dataset: Dataset, collected: Sequence[Experiment], judged: Sequence[Judgement], shown: Sequence[Table]
+) -> list[str]:
     """The labels saved and what was gained or lost first, where anything was judged, then what was done."""
     groups = [found.group for found in judged]
-    return [*_outcome(judged, shown), _overview(dataset, total, groups, judged=bool(shown))]
+    first = _outcome(judged, shown) if shown else [line for line in [in_a_sentence(groups)] if line]
+    return [*first, _overview(dataset, collected, groups, judged=bool(shown))]
 
 
 def _outcome(judged: Sequence[Judgement], shown: Sequence[Table]) -> list[str]:

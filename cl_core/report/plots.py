@@ -39,7 +39,7 @@ LATER_HEADINGS = {
     "uniformity": "Crowding on the sphere (uniformity)",
 }
 #: of the online evaluation: the first point, from before training, is drawn as a line across
-ONLINE = ("knn_top1", "self_match", "rankme")
+ONLINE = ("knn_top1", "self_match", "rankme", *LATER_HEADINGS)
 TICKS = 6  #: more category labels than this do not fit under a panel
 
 

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from sklearn.datasets import load_digits
 
-from cl_core.evaluation.subsets import nested_subsets
+from cl_core.evaluation.draws import Drawing
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "story" / "results.json"
 
@@ -63,7 +63,7 @@ def problem() -> np.ndarray:
     digits = load_digits()
     count = _ROWS * _COLUMNS
     labels = digits.target[:count]
-    rows = nested_subsets([str(number) for number in range(count)], labels, [0.01])["0.01"]
+    rows = Drawing([str(number) for number in range(count)], labels).per_class(1)
     paper = np.pad(1 - digits.images[:count] / 16, ((0, 0), (0, 1), (0, 1)), constant_values=1)
     pixels = np.repeat(paper[..., None], 3, axis=3) * 0.4 + 0.6
     pixels[rows] = 1 - (1 - paper[rows][..., None]) * (1 - np.array(to_rgb(ORANGE)))

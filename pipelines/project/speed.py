@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from cl_core.config import FinetuneConfig
+from cl_core.evaluation.draws import ALL, draws_of
 from pipelines.project.look import Images
 from pipelines.project.machine import Machine
 
@@ -30,7 +32,7 @@ STARTS = {
 PENALTIES = 4
 PROBED_VALUES = 2048  # per stage, at most
 ONLINE_BANK, ONLINE_QUERIES = 2000, 1000  # of the online kNN, see cl_core.training.probe
-MIN_STEPS, EPOCHS = 60, 30  # of fine-tuning, the defaults of evaluation.finetune
+RUNS = 2.0  # trainings per rate and draw, in full lengths: on two folds, stopped early, and once on all labels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,14 +109,18 @@ def _linear(images: Images, speed: Speed) -> float:
 
 
 def _finetune(images: Images, start: Start, speed: Speed) -> float:
-    """Pretrained and from scratch, for every share of the labels and every rate; then probes of both encoders."""
-    seconds = 0.0
-    for fraction in start.finetune["fractions"]:
-        labels = max(images.classes, round(fraction * images.train))
-        batch = min(start.finetune["batch_size"], labels)
-        epochs = EPOCHS * (2 if fraction <= 0.01 else 1)
-        steps = min(max(epochs * (labels // batch), MIN_STEPS), start.finetune["max_steps"])
-        one = steps * batch / speed.tuning + images.validation / speed.encoding
-        seconds += 2 * len(start.finetune["lr"]) * one + images.test / speed.encoding
-        seconds += 2 * speed.stages * PENALTIES * _probe(labels, speed)
+    """Pretrained and from scratch, for every draw of every budget and every rate; then probes of both and of pixels."""
+    settings = FinetuneConfig.model_validate(
+        {"draws": start.finetune["draws"], "max_steps": start.finetune["max_steps"]}
+    )
+    seconds, smallest = 0.0, 0
+    for budget in start.finetune["per_class"]:
+        labels = images.train if budget == ALL else min(images.train, budget * images.classes)
+        smallest = smallest or labels
+        draws = 1 if budget == ALL else draws_of(labels, smallest, settings.draws)
+        batch = min(settings.batch_size, labels)
+        steps = min(max(settings.epochs * (labels // batch), settings.min_steps), settings.max_steps)
+        runs = RUNS * len(start.finetune["lr"]) if labels > images.classes else 1
+        seconds += 2 * draws * (runs * steps * batch / speed.tuning + images.test / speed.encoding)
+        seconds += draws * (2 * speed.stages + 1) * PENALTIES * _probe(labels, speed)
     return seconds

@@ -139,16 +139,18 @@ def _neighbours(images: Images) -> int:
 
 
 def _finetune(row: Row, images: Images, machine: Machine, answers: Answers) -> dict[str, Any]:
-    """Shares of labels that are at least one label per class, a batch that they fill, views that keep the meaning."""
-    least = max(1, images.classes)
-    fractions = [share for share in (0.01, 0.1) if share * images.train >= least] + [1.0]
+    """Budgets below what there is, views that keep the meaning; on a CPU one rate, and lengths that it can afford."""
+    average = images.train / max(1, images.classes)
+    few = [count for count in (1, 4, 16, 64) if 2 * count <= average]
     flip = 0.5 if answers.mirror.holds else 0.0
+    rates = ([3e-4, 1e-3, 3e-3], [1e-3, 3e-3, 1e-2]) if machine.gpus else ([1e-3], [3e-3])
     return {
-        "fractions": fractions,
+        "per_class": [*(few if machine.gpus else few[:3]), "all"],
+        "draws": 5 if machine.gpus else 3,
         "recipe": {"name": "crop-flip", "min_scale": row.scale, "flip": flip},
-        "batch_size": 128 if images.train >= 2000 else 64,
-        "lr": [0.05, 0.5],
-        "max_steps": 1000 if machine.gpus else 300,
+        "lr": rates[0],
+        "supervised_lr": rates[1],
+        "max_steps": 2000 if machine.gpus else 400,
     }
 
 

@@ -24,8 +24,9 @@ from cl_core.data.ingest import SplitRule, ingest
 from cl_core.data.preview import draw_preview
 from cl_core.data.store import Store, to_float
 from cl_core.data.views import views_of
-from cl_core.evaluation.classifier import Batches, Classifier, train
+from cl_core.evaluation.classifier import Batches, Classifier
 from cl_core.evaluation.features import Features, extract
+from cl_core.evaluation.fine_tuning import Recipe
 from cl_core.examples import Example
 from cl_core.measures.logistic import fit_classifier
 from cl_core.project import load_project
@@ -146,13 +147,16 @@ class Trial:
             device=device,
         )
         classifier = Classifier(self._method().fine_tune_model(), num_classes).to(device)
+        recipe = Recipe.supervised(settings)
+        training = recipe.training(classifier, len(rows), lr=1e-3, steps=_TUNING_STEPS, seed=0)
 
         def loss_at(step: int) -> torch.Tensor:
             images, labels = batches.at(step)
             return cross_entropy(classifier(images), labels)
 
         def fit() -> None:
-            train(classifier, loss_at, peak_lr=0.01, steps=_TUNING_STEPS, seed=0, device=device)
+            for step in range(_TUNING_STEPS):
+                training.step(step, loss_at)
 
         fit()
         return _TUNING_STEPS * batches.size / _seconds(fit)

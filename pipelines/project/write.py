@@ -114,10 +114,11 @@ views:  # no mirroring and no large turns: they make other digits; no colour: th
   knn:
     k: 20  # neighbours of about 126 images per class; the protocol's 200 suits larger sets
   finetune:
+    per_class: [1, 4, 12, all]  # labels of each class; how well do so many do?
+    draws: 2  # of the smallest budget, fewer of larger ones; few labels depend on which
     recipe: {name: crop-flip, min_scale: 0.4, flip: 0.0}  # mirrored digits are other digits
-    batch_size: 64  # a tenth of the labels are 120
-    lr: [0.5]  # a grid costs one run per rate, subset and competitor
-    max_steps: 100  # per fine-tuning run; enough for so few images""",
+    lr: [1e-3]  # a grid is better, and costs two to three runs per rate, budget and draw
+    supervised_lr: [3e-3]  # of training from scratch, as many as above""",
         "train": """\
   precision: fp32  # fixed, so that every machine does the same; `auto` takes what is fastest here
   channels_last: true
@@ -159,8 +160,9 @@ def _evaluation(start: Start) -> str:
   knn:
     k: {start.k}  # neighbours; a sixth of a class, as half of a class is no longer near
   finetune:
-    fractions: {flow(settings["fractions"])}  # shares of the labels, each at least one label per class
+    per_class: {flow(settings["per_class"])}  # labels of each class; how well do so many do?
+    draws: {settings["draws"]}  # of the smallest budget, fewer of larger ones; few labels depend on which
     recipe: {flow(settings["recipe"])}
-    batch_size: {settings["batch_size"]}
-    lr: {flow(settings["lr"])}  # a grid costs one run per rate, share and competitor
+    lr: {flow(settings["lr"])}  # a grid is better, and costs two to three runs per rate, budget and draw
+    supervised_lr: {flow(settings["supervised_lr"])}  # of training from scratch, as many as above
     max_steps: {settings["max_steps"]}  # per fine-tuning run; more is fairer to large label sets and slower"""

@@ -30,7 +30,7 @@ import sys
 for name in ("prefect", "dvc"):
     sys.modules[name] = None  # importing it now raises ImportError
 from cl_core.registry import load_registry
-import cl_core.training.trainer, cl_core.evaluation.finetune, cl_core.report.page, cl_core.resolve
+import cl_core.training.trainer, cl_core.evaluation.few_labels, cl_core.report.page, cl_core.resolve
 for entry in load_registry().entries():
     entry.factory
 """

@@ -19,7 +19,7 @@ data:
   splits: {validation: 4, test: 4}
 evaluation:
   linear: {l2: [0.1]}
-  finetune: {fractions: [1.0], lr: [0.05], epochs: 1, min_steps: 2, max_steps: 2}
+  finetune: {per_class: [all], lr: [1e-3], supervised_lr: [1e-2], epochs: 1, min_steps: 2, max_steps: 2}
 """
 
 

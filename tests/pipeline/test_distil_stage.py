@@ -16,7 +16,7 @@ from tests.conftest import EXPERIMENT, PARAMS
 V2 = """\
 extends: tiny
 method: {name: simclr, head_layers: 3, fine_tune_layer: 1}
-distil: {fraction: 0.1, epochs: 1, batch_size: 64, encoder: {name: resnet8, width: 8}}
+distil: {budget: 0.1, epochs: 1, batch_size: 64, encoder: {name: resnet8, width: 8}}
 """
 
 
@@ -58,22 +58,23 @@ def test_fine_tuning_starts_from_the_trained_encoder_and_the_trained_head_layer(
     )
 
 
-def test_the_teacher_is_the_classifier_of_its_fraction_and_the_student_has_its_own_encoder(finished):
+def test_the_teacher_is_the_classifier_of_its_budget_and_the_student_has_its_own_encoder(finished):
     stage = stage_of(finished, "distil")
     folder = finished / "artifacts/runs/v2"
     card = json.loads((folder / "finetune/classifiers/classifiers.json").read_text())
     assert card["fine_tuned"] == "encoder + head layer 1"
-    teacher, student = (
-        Classifier(method.fine_tune_model(), 10)
-        for method in (stage.method(), stage.method(encoder=stage.config["student"]))
-    )
-    load_weights(teacher, folder / "finetune/classifiers" / card["classifiers"]["0.1"]["file"], "teacher")
+    entry = card["classifiers"]["0.1"]
+    reads = {name: entry[name] for name in ("stage", "dim", "max_values")}
+    teacher = Classifier(stage.method().fine_tune_model(), 10, **reads)
+    student = Classifier(stage.method(encoder=stage.config["student"]).fine_tune_model(), 10)
+    load_weights(teacher, folder / "finetune/classifiers" / entry["file"], "teacher")
     load_weights(student, folder / "distil/student.safetensors", "student")
-    with pytest.raises(CheckpointError, match=r"do not fit the teacher: of another shape"):
+    with pytest.raises(CheckpointError, match=r"do not fit the teacher: "):
         load_weights(teacher, folder / "distil/student.safetensors", "teacher")
     metrics, finetuned = (json.loads((folder / s / "metrics.json").read_text()) for s in ("distil", "finetune"))
-    assert metrics["teacher"]["top1"] == finetuned["fractions"]["0.1"]["top1"]
-    assert metrics["supervised_same_labels"]["top1"] == finetuned["fractions"]["0.1"]["supervised_same_labels"]
+    competitors = finetuned["budgets"]["0.1"]["competitors"]
+    assert metrics["teacher"]["top1"] == competitors["best"]["top1"]
+    assert metrics["supervised_same_labels"]["top1"] == competitors["supervised"]["top1"]
     assert metrics["n_images"] == 200
 
 

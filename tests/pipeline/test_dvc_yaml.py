@@ -32,7 +32,7 @@ OUTPUTS = {{
     "embed": ["train.safetensors", "embed.json"],
     "linear_eval": ["metrics.json", "predictions.safetensors"],
     "diagnose": ["findings.json"],
-    "finetune": ["metrics.json", "classifiers/classifiers.json"],
+    "finetune": ["metrics.json", "classifiers/classifiers.json", "predictions.safetensors"],
     "distil": ["metrics.json", "student.safetensors"],
 }}
 INPUTS = {{

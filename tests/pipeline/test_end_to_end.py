@@ -80,9 +80,9 @@ def test_the_metrics_have_the_promised_shape(finished):
     assert {"top1", "knn_top1"} <= set(linear["baselines"]["random_init"])
     assert "top1" in linear["baselines"]["raw_pixels"]
     finetune = json.loads((folder / RUN / "finetune" / "metrics.json").read_text())
-    assert finetune["protocol"] == "finetune/simclr-v1"
-    promised = {"n_labels", "top1", "top1_ci95", "supervised_same_labels", "random_init_probe"}
-    assert all(promised <= set(result) for result in finetune["fractions"].values())
+    assert finetune["protocol"] == "finetune/lpft-v2"
+    promised = {"frozen", "fine_tuned", "best", "random_init", "supervised", "raw_pixels"}
+    assert all(promised == set(result["competitors"]) for result in finetune["budgets"].values())
 
 
 def test_a_second_run_runs_no_stage_and_says_so_for_each(finished):

@@ -60,7 +60,8 @@ def test_a_new_project_has_every_file_and_is_under_git(digits):
     wanted = {*STATIC, "params.yaml", "runs.yaml", "experiments/simclr.yaml", ".gitignore"}
     assert {name for name in files(folder) if not name.startswith((".git/", ".contrast/"))} == wanted
     assert (folder / ".git").is_dir()
-    assert said[-1] == f"next      cd {folder} && contrast run"
+    assert said[-2] == f"next      cd {folder} && contrast run"
+    assert said[-1].startswith("then      contrast verdict")
 
 
 def test_a_new_project_passes_the_check_and_its_schemas_are_there(digits):
@@ -131,7 +132,7 @@ def test_what_is_said_is_what_was_seen_guessed_chosen_how_long_it_takes_and_what
     said = pets[2]
     text = "\n".join(said)
     words = [line.split()[0] for line in said if line[0] != " "]
-    assert words == ["seen", "guessed", "chosen", "takes", "note", "look", "made", "wrote", "next"]
+    assert words == ["seen", "guessed", "chosen", "takes", "note", "look", "made", "wrote", "next", "then"]
     assert 'the row "photographs' in text
     assert "minutes of pretraining" in text
     assert "unlikely to help" in text

@@ -109,10 +109,10 @@ def test_few_images_are_told_what_would_help():
     assert start(count=2000).advice == ()
 
 
-def test_labels_of_every_share_are_at_least_one_per_class():
-    assert start(count=20).finetune["fractions"] == [1.0]
-    assert start(count=300).finetune["fractions"] == [0.1, 1.0]
-    assert start(count=5000).finetune["fractions"] == [0.01, 0.1, 1.0]
+def test_budgets_are_at_most_half_of_a_class():
+    assert start(count=20).finetune["per_class"] == [1, "all"]
+    assert start(count=300).finetune["per_class"] == [1, 4, 16, "all"]
+    assert start(count=5000).finetune["per_class"] == [1, 4, 16, "all"]
     assert start(count=5000, classes=0).k == 200
     assert start(count=20).k == 1
 

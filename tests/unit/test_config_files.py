@@ -40,9 +40,9 @@ def test_all_problems_of_a_file_are_reported_together_with_line_path_value_and_r
         ("schedule: {epochs: 2, warmup_epochs: 3}", "schedule: warmup_epochs 3 exceeds epochs 2; lower it"),
         ("views: {recipe: {name: a}, chains: {augment: []}}", "views: takes a recipe or chains, not both"),
         ("views: {chains: {argument: []}}", "views.chains.argument"),
-        ("distil: {fraction: 0}", "distil.fraction: should be greater than 0, got 0"),
-        ("distil: {epochs: 2}", "distil.fraction: is required and missing: Share of the labels that the teacher"),
-        ("distil: {fraction: 0.1, labelled_share: 2}", "distil.labelled_share: should be less than or equal to 1, got"),
+        ("distil: {budget: 12, epochs: 0}", "distil.epochs: should be greater than 0, got 0"),
+        ("distil: {epochs: 2}", "distil.budget: is required and missing: Labels that the teacher was fine-tuned"),
+        ("distil: {budget: 0.1, labelled_share: 2}", "distil.labelled_share: should be less than or equal to 1, got"),
     ],
 )
 def test_a_wrong_value_in_an_experiment_is_explained(tmp_path, text, said):

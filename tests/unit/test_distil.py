@@ -13,15 +13,16 @@ from cl_core.config import DistilConfig
 from cl_core.data.sampling import mix
 from cl_core.data.store import Split
 from cl_core.errors import CollapseError, DataError
-from cl_core.evaluation.classifier import Batches, Classifier, train
+from cl_core.evaluation.classifier import Batches, Classifier, sgd
 from cl_core.evaluation.distil import _LABELLED_STREAM, _STREAM, distil, distillation_loss
+from cl_core.evaluation.draws import Drawing
 from cl_core.evaluation.features import load_weights
-from cl_core.evaluation.subsets import nested_subsets
-from tests.unit.test_finetune import Colours, build, flip, make_store
+from tests.unit.test_few_labels import Colours, build, flip, make_store
 
-SETTINGS = DistilConfig(fraction=0.1, epochs=2, batch_size=16, lr=0.05)
+SETTINGS = DistilConfig(budget=0.1, epochs=2, batch_size=16, lr=0.05)
 FIGURES = {"top1": 0.75, "top1_ci95": [0.6, 0.9]}
-FINETUNED = {"fractions": {"0.1": {"n_labels": 9, **FIGURES, "details": {"supervised_same_labels": FIGURES}}}}
+DRAWN = {**FIGURES, "draws": [FIGURES]}
+FINETUNED = {"budgets": {"0.1": {"labels_trained": 9, "competitors": {"best": DRAWN, "supervised": DRAWN}}}}
 
 
 def random_logits(n=5, classes=4, seed=0, scale=2.0):
@@ -151,7 +152,7 @@ def test_without_a_labelled_share_no_label_of_a_training_image_matters(store):
 
 def test_a_labelled_share_of_1_is_cross_entropy_on_the_teacher_s_labels_alone(store):
     images, seed = store.split("train"), mix(0, _LABELLED_STREAM)
-    rows = nested_subsets(images.keys, images.labels, [0.1])["0.1"]
+    rows = Drawing(images.keys, images.labels).share(0.1)
     batches = Batches(
         split=images, rows=rows, size=min(16, len(rows)), augment=flip, seed=seed, device=torch.device("cpu")
     )
@@ -162,7 +163,9 @@ def test_a_labelled_share_of_1_is_cross_entropy_on_the_teacher_s_labels_alone(st
         return cross_entropy(by_hand(views), labels)
 
     steps = 2 * (len(images) // 16)
-    train(by_hand, loss_at, peak_lr=0.05, steps=steps, seed=mix(0, _STREAM), device=torch.device("cpu"))
+    training = sgd(by_hand, peak_lr=0.05, steps=steps, seed=mix(0, _STREAM), device=torch.device("cpu"))
+    for step in range(steps):
+        training.step(step, loss_at)
     for teacher in (0, 5):
         student = run(store, teacher=partial(classifier, teacher), labelled_share=1.0).student
         assert equal(weights(by_hand), weights(student))
@@ -190,7 +193,7 @@ def test_the_student_reads_every_labelled_test_image_once_and_stands_beside_its_
     assert sorted(counting.reads) == np.flatnonzero(test.labels >= 0).tolist()
     metrics = result.metrics
     assert metrics["protocol"] == "distil/simclr-v2"
-    assert (metrics["fraction"], metrics["n_labels"], metrics["n_images"]) == (0.1, 9, len(store.split("train")))
+    assert (metrics["budget"], metrics["n_labels"], metrics["n_images"]) == ("0.1", 9, len(store.split("train")))
     assert metrics["teacher"] == metrics["supervised_same_labels"] == FIGURES
     low, high = metrics["student"]["top1_ci95"]
     assert low <= metrics["student"]["top1"] <= high

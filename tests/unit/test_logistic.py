@@ -42,23 +42,23 @@ def test_a_search_ends_where_the_function_is_least():
 
     def quadratic(point):
         away = point - target
-        return float((curvature * away.square()).sum() / 2), curvature * away
+        return (curvature * away.square()).sum(dim=1).double() / 2, curvature * away
 
-    found = minimise(quadratic, torch.zeros(8), excess=1e-9, max_iter=50)
-    torch.testing.assert_close(found, target, atol=1e-4, rtol=0)
+    found = minimise(quadratic, torch.zeros(2, 8), excess=1e-9, max_iter=50)
+    torch.testing.assert_close(found, target.expand(2, 8), atol=1e-4, rtol=0)
 
 
 def test_a_search_stops_at_its_last_iteration_and_where_no_step_is_lower():
     values = []
 
     def bowl(point):
-        values.append(float(point.square().sum()))
+        values.append(point.square().sum(dim=1).double())
         return values[-1], 0.2 * point
 
-    minimise(bowl, torch.ones(3), excess=0, max_iter=4)
+    minimise(bowl, torch.ones(1, 3), excess=0, max_iter=4)
     assert len(values) == 5
 
     def wrong_gradient(point):
-        return float(point.sum()), -torch.ones(3)
+        return point.sum(dim=1).double(), -torch.ones(1, 3)
 
-    assert torch.equal(minimise(wrong_gradient, torch.ones(3), excess=0, max_iter=4), torch.ones(3))
+    assert torch.equal(minimise(wrong_gradient, torch.ones(1, 3), excess=0, max_iter=4), torch.ones(1, 3))

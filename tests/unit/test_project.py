@@ -145,16 +145,16 @@ def test_experiments_that_are_to_be_diagnosed_have_to_exist(project, listed, sai
     assert [said in problem for problem in problems] == [True], problems
 
 
-DISTIL = "extends: tiny\ndistil: {fraction: 0.1}\n"
+DISTIL = "extends: tiny\ndistil: {budget: 0.1}\n"
 
 
 @pytest.mark.parametrize(
     ("listed", "experiment", "said"),
     [
-        ("[b]", "extends: tiny\n", "params.yaml:3: distil: b has no settings; add `distil: {fraction: 0.1}` to exp"),
+        ("[b]", "extends: tiny\n", "params.yaml:3: distil: b has no settings; add `distil: {budget: 0.1}` to exp"),
         ("[bb]", "extends: tiny\n", "params.yaml:3: distil.0: bb is not among experiments - did you mean 'b'?; add it"),
         ("[]", DISTIL, "distil: b has a section distil; add the name here, or write `distil: null` in experiments/b"),
-        ("[b]", DISTIL.replace("0.1", "0.2"), "fraction 0.2 of experiments/b.yaml has no teacher: evaluation.fine"),
+        ("[b]", DISTIL.replace("0.1", "0.2"), "budget 0.2 of experiments/b.yaml has no teacher: the budgets of eva"),
         ("[b]", DISTIL.replace("0.1", "0.1, encoder: {name: resnet9}"), "b.yaml:2: distil.encoder.name: no encoder is"),
         ("[b, b]", DISTIL, "distil lists b twice; keep one"),
     ],
@@ -175,7 +175,7 @@ def test_an_experiment_that_extends_a_distilled_one_may_leave_that_out(project):
 
 def test_the_check_builds_the_student_too(project):
     params = PARAMS.replace("distil: []", "distil: [tiny]")
-    student = "distil: {fraction: 0.1, encoder: {name: vit, width: 33, heads: 2}}\n"
+    student = "distil: {budget: 0.1, encoder: {name: vit, width: 33, heads: 2}}\n"
     folder = project({"params.yaml": params, "experiments/tiny.yaml": EXPERIMENT + student})
     with pytest.raises(ConfigError, match=r"experiments/tiny.yaml: .*heads"):
         check_project(folder)

@@ -60,7 +60,7 @@ def test_the_fraction_of_labels_reruns_only_fine_tuning(project):
 
 
 def distilled(project):
-    folder = project({"experiments/b.yaml": "extends: tiny\ndistil: {fraction: 0.1}\n"})
+    folder = project({"experiments/b.yaml": "extends: tiny\ndistil: {budget: 0.1}\n"})
     path = folder / "params.yaml"
     path.write_text(path.read_text().replace("[tiny]", "[tiny, b]").replace("distil: []", "distil: [b]"))
     return folder
@@ -82,9 +82,9 @@ def test_a_setting_or_the_student_of_distillation_reruns_only_that(project):
     folder = distilled(project)
     changed(folder)
     path = folder / "experiments" / "b.yaml"
-    path.write_text("extends: tiny\ndistil: {fraction: 0.1, temperature: 2}\n")
+    path.write_text("extends: tiny\ndistil: {budget: 0.1, temperature: 2}\n")
     assert changed(folder) == stages("b", "distil")
-    path.write_text("extends: tiny\ndistil: {fraction: 0.1, temperature: 2, encoder: {name: vit, width: 32}}\n")
+    path.write_text("extends: tiny\ndistil: {budget: 0.1, temperature: 2, encoder: {name: vit, width: 32}}\n")
     assert changed(folder) == stages("b", "distil")
     content = json.loads((folder / RESOLVED / "b" / "distil.json").read_text())
     assert {part["name"] for part in content["parts"] if part["kind"] == "encoder"} == {"resnet8", "vit"}

@@ -24,6 +24,7 @@ from pipelines.planning import chosen_runs, read_sweeps
 from tests.conftest import EXPERIMENT
 from tests.unit.test_report import finetune_metrics, linear_metrics, write_metrics
 from tests.unit.test_report import write_resolved as write_resolved_run
+from tests.unit.toy_results import answers, write_predictions
 
 ROOT = Path(__file__).parents[2]
 SWEEPS = {"a": {"a": 0, "a-s1": 1, "a-s2": 2}, "b": {"b": 0}}
@@ -122,7 +123,7 @@ def test_runs_differ_in_name_and_seed_alone(project):
 
 
 def test_lists_of_experiments_mean_all_their_seeds(project):
-    folder = swept(project, [0, 1], "distil: {fraction: 0.1}\n")
+    folder = swept(project, [0, 1], "distil: {budget: 0.1}\n")
     params = folder / "params.yaml"
     text = params.read_text().replace("diagnose: []", "diagnose: [tiny]").replace("distil: []", "distil: [tiny]")
     params.write_text(text)
@@ -207,6 +208,8 @@ def judged(tmp_path):
             temperature = 0.5 if file == "a" else 0.1
             write_resolved_run(tmp_path, name, method="simclr", seed=seed, temperature=temperature)
             write_metrics(tmp_path, name, linear_metrics(0.6 + seed / 100), finetune_metrics(0.6))
+            same = {"predicted": answers(0.6, 7), "knn_predicted": answers(0.6, 8)}
+            write_predictions(tmp_path / "runs" / name / "linear_eval", same)
             diagnose(tmp_path / "runs" / name, "warning" if seed == 10 else "fine")
     report = tmp_path / "resolved" / "report.json"
     content = json.loads(report.read_text())

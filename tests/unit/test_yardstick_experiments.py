@@ -7,8 +7,8 @@ import torch
 
 from cl_core.check import check_project
 from cl_core.errors import ConfigError, DataError
+from cl_core.evaluation.draws import Drawing
 from cl_core.evaluation.features import Features
-from cl_core.evaluation.subsets import nested_subsets
 from cl_core.project import load_project
 from pipelines.stages import Stage, run_stage
 from plugins.encoders import Pixels
@@ -49,8 +49,8 @@ def test_untrained_encoders_and_raw_pixels_pass_every_stage_and_equal_their_yard
     for name, baseline in (("untrained", "random_init"), ("pixels", "raw_pixels")):
         linear = metrics(yardsticks, name, "linear_eval")
         assert linear["test"]["top1"] == pytest.approx(linear["baselines"][baseline]["top1"])
-        for result in metrics(yardsticks, name, "finetune")["fractions"].values():
-            assert result["top1"] == result["supervised_same_labels"], "fine-tuning it is training from scratch"
+        for budget in metrics(yardsticks, name, "finetune")["budgets"].values():
+            assert budget["competitors"]["frozen"]["top1"] == budget["competitors"][baseline]["top1"]
     card = json.loads((yardsticks / "artifacts/runs/pixels/pretrain/encoder.json").read_text())
     assert (card["stages"], card["units"]) == ({"pixels": [3 * 16 * 16]}, 0.0)
     run_stage(yardsticks, "report", None)
@@ -73,7 +73,7 @@ def test_a_share_of_the_labels_is_that_of_fine_tuning_and_epochs_count_it(projec
     run_all(folder, ["tiny"], STAGES[:5])
     stage = Stage(folder, "pretrain", "tiny", lambda: False)
     whole, seen = stage.split("train"), stage.pretraining_split()
-    rows = nested_subsets(whole.keys, whole.labels, [0.01, 0.1, 1.0])["0.1"]
+    rows = Drawing(whole.keys, whole.labels).share(0.1)
     assert list(seen.keys) == [whole.keys[row] for row in rows]
     card = json.loads((folder / "artifacts/runs/tiny/pretrain/encoder.json").read_text())
     assert card["training"]["steps"] == 2 * (len(rows) // 32)
@@ -112,7 +112,7 @@ CLAIM = "claims:\n  - {claim: one beats the other, better: tiny, worse: b, figur
         (("FIGURE", "linaer"), r"claims.0.figure: must be linear, knn, `few_labels BUDGET` .* got 'linaer'"),
         (
             ("FIGURE", "few_labels 7"),
-            r"'few_labels 7' is not measured here; choose from: few_labels 0.1, few_labels all",
+            r"'few_labels 7' is not measured here; choose from: few_labels 0.1, few_labels 1.0",
         ),
         (("better:", "btter:"), r"claims.0.btter: unknown key - did you mean 'better'"),
     ],
