@@ -11,11 +11,9 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from cl_core.errors import DataError
-from cl_core.measures.metrics import mcnemar
 
 RESAMPLES = 2000
 _CHUNK = 200  # resamples at a time, so that their weights stay small
@@ -95,6 +93,10 @@ def paired_difference(ours: Runs, other: Runs) -> Difference:
     low, high = np.quantile(differences, [0.025, 0.975])
     value = ours.accuracy - other.accuracy
     if ours.is_single and other.is_single:
+        import torch  # a second, which reports without such a pair save
+
+        from cl_core.measures.metrics import mcnemar
+
         p = mcnemar(torch.from_numpy(ours.seeds[0][0]), torch.from_numpy(other.seeds[0][0]))
         return Difference(value, float(low), float(high), p, f"McNemar's test on {ours.images:,} images")
     return Difference(value, float(low), float(high), _bootstrap_p(differences), _name(ours, other))
