@@ -190,7 +190,8 @@ def _judged(runners: Sequence[_Runner], labels: Tensor, choice: Choice) -> Choic
     logits = torch.cat([runner.logits(choice.mix) for runner in runners])
     if not bool(torch.isfinite(logits).all()):
         return replace(choice, selection_loss=math.inf)
-    return replace(choice, selection_loss=log_loss(logits, labels), temperature=fit_temperature(logits, labels))
+    temperature = fit_temperature(logits, labels)  # or the loss would mostly say how sure a long run makes
+    return replace(choice, selection_loss=log_loss(logits / temperature, labels), temperature=temperature)
 
 
 class _Runner:

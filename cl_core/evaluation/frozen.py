@@ -1,8 +1,8 @@
 """The frozen probe of few labels: logistic regression on one stage; stage and penalty chosen by what may be looked at.
 
 What a practitioner tries first, and what fine-tuning starts from. Features are standardised with the statistics of all
-training images, with or without a label. Choices are made by out-of-fold log loss inside the given labels, or by log
-loss on validation; with one label per class, where there is nothing to hold out, the last stage and C = 0.1 are taken.
+training images, with or without a label. Choices are made by log loss after temperature, out of fold inside the given
+labels, or on validation; with one label per class, where nothing can be held out, the last stage and C = 0.1 are taken.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ class FrozenProbes:
             classifier=classifier,
             starts=best.starts,
             selection_loss=best.loss,
-            temperature=fit_temperature(best.logits, best.labels),
+            temperature=best.temperature,
         )
 
     def _tried(self, stage: str, given: Labels) -> list[_Choice]:
@@ -167,23 +167,24 @@ class FrozenProbes:
                 labels = self.labels[torch.cat(given.held)]
             else:
                 logits, labels = starts[0].scores(given.validation.probe[stage]), given.validation.labels
-            choices.append(_Choice(stage, cost, starts, logits, labels, log_loss(logits, labels)))
+            temperature = fit_temperature(logits, labels)
+            loss = log_loss(logits / temperature, labels)
+            choices.append(_Choice(stage=stage, cost=cost, starts=starts, loss=loss, temperature=temperature))
         return choices
 
     def _fit(self, stage: str, parts: Sequence[Tensor], costs: Sequence[float]) -> list[list[Classifier]]:
         return self.stages[stage].classifiers(self.labels, parts, costs, self.num_classes, self.max_iter)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Choice:
-    """A stage and a penalty, with the logits (m, C) and labels (m,) that they are judged by."""
+    """A stage and a penalty, the classifiers that they are judged by, and how these did after their temperature."""
 
     stage: str
     cost: float
     starts: list[Classifier]
-    logits: Tensor
-    labels: Tensor
     loss: float
+    temperature: float
 
 
 def scores_of(probe: FrozenProbe, features: Mapping[str, Tensor]) -> Tensor:

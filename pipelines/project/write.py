@@ -118,7 +118,9 @@ views:  # no mirroring and no large turns: they make other digits; no colour: th
     draws: 2  # of the smallest budget, fewer of larger ones; few labels depend on which
     recipe: {name: crop-flip, min_scale: 0.4, flip: 0.0}  # mirrored digits are other digits
     lr: [1e-3]  # a grid is better, and costs two to three runs per rate, budget and draw
-    supervised_lr: [3e-3]  # of training from scratch, as many as above""",
+    supervised_lr: [3e-3]  # of training from scratch, as many as above
+    epochs: 6  # passes over all labels; 12 unless said otherwise, and fairer to large label sets
+    min_steps: 100  # that few labels get; 200 unless said otherwise""",
         "train": """\
   precision: fp32  # fixed, so that every machine does the same; `auto` takes what is fastest here
   channels_last: true
