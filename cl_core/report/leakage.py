@@ -121,7 +121,7 @@ def _warning(summary: Mapping[str, Any], exact: int, least: str) -> str:
     lie = "1 pair of near duplicates lies" if leaks == 1 else f"{leaks:,} pairs of near duplicates lie"
     copies = f", {exact:,} of the images an exact copy" if exact else ""
     return (
-        f"{least.capitalize()}{lie} in different splits{copies}, so the test figures are optimistic. They are shown "
+        f"{least.capitalize()}{lie} in different splits{copies}, so test figures may be optimistic. They are shown "
         "under Leakage; `data.duplicates: drop` leaves them out of training."
     )
 
