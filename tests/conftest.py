@@ -25,7 +25,8 @@ data:
 evaluation:
   linear: {l2: [0.001, 0.1]}
   finetune:
-    {per_class: [], fractions: [0.1, 1.0], lr: [1e-3], supervised_lr: [1e-2], epochs: 1, min_steps: 2, max_steps: 4}
+    {per_class: [], fractions: [0.1, 1.0], draws: 1, lr: [1e-3], supervised_lr: [1e-2], epochs: 1, min_steps: 2,
+      max_steps: 4}
 """
 EXPERIMENT = """\
 method: {name: simclr, hidden_dim: 16, out_dim: 8}
