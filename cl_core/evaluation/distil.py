@@ -26,7 +26,7 @@ from cl_core.data.sampling import mix
 from cl_core.data.store import Split
 from cl_core.errors import CollapseError
 from cl_core.evaluation.classifier import Batches, Classifier, judged, sgd
-from cl_core.evaluation.draws import ALL, Drawing
+from cl_core.evaluation.draws import Drawing
 from cl_core.evaluation.features import frozen, save_tensors
 from cl_core.evaluation.linear import Report
 from cl_core.measures.metrics import accuracy_figures, topk_accuracy
@@ -112,6 +112,7 @@ def distil(
     if "skipped" in finetuned:
         return DistilResult(metrics={"skipped": finetuned["skipped"]})
     device, images, budget = torch.device(device), split("train"), str(settings.budget)
+    drawing = Drawing(images.keys, images.labels, images.groups)
 
     def batches(rows: np.ndarray, stream: int) -> Batches:
         size = min(settings.batch_size, len(rows))
@@ -121,7 +122,7 @@ def distil(
         student=build_student().to(device),
         teacher=build_teacher().to(device),
         every=batches(np.arange(len(images)), _STREAM),
-        labelled=batches(_labelled(images, settings.budget), _LABELLED_STREAM),
+        labelled=batches(drawing.of(settings.budget), _LABELLED_STREAM),
         settings=settings,
     )
     details = _teach(lesson, report)
@@ -144,14 +145,6 @@ def distil(
         "details": details,
     }
     return DistilResult(metrics=metrics, student=lesson.student)
-
-
-def _labelled(images: Split, budget: float | str) -> np.ndarray:
-    """Rows of the labels that the teacher learnt from: the first draw of its budget."""
-    drawing = Drawing(images.keys, images.labels, images.groups)
-    if budget == ALL:
-        return np.flatnonzero(images.labels >= 0)
-    return drawing.per_class(budget) if isinstance(budget, int) else drawing.share(float(budget))
 
 
 def _first_draw(taught: Mapping[str, Any], competitor: str) -> dict[str, Any]:

@@ -45,6 +45,17 @@ class Drawing:
         self.keys, self.labels, self.groups = keys, labels, groups
         self.classes = np.unique(labels[labels >= 0])
         self.sizes = np.array([int((labels == label).sum()) for label in self.classes])
+        self._orders: dict[int, list[np.ndarray]] = {}  # of each draw, which every budget asks for
+
+    def of(self, budget: int | float | str) -> np.ndarray:
+        """(n,) rows in ascending order of a budget's first draw: labels per class, a share, or "all"."""
+        return self.per_class(self.count(budget))
+
+    def count(self, budget: int | float | str) -> int:
+        """Labels per class that a budget asks for."""
+        if budget == ALL:
+            return int(self.sizes.max())
+        return budget if isinstance(budget, int) else self.quota(float(budget))
 
     def per_class(self, count: int, draw: int = 0) -> np.ndarray:
         """(n,) rows in ascending order: of every class `count` examples, or all where it has fewer.
@@ -64,7 +75,13 @@ class Drawing:
         return max(1, int(np.searchsorted(totals, round(share * int(self.sizes.sum())), side="right")))
 
     def _ranked(self, draw: int) -> list[np.ndarray]:
-        """The rows of each class as they are drawn: by hash, of the group first."""
+        """The rows of each class as they are drawn."""
+        if draw not in self._orders:
+            self._orders[draw] = self._by_hash(draw)
+        return self._orders[draw]
+
+    def _by_hash(self, draw: int) -> list[np.ndarray]:
+        """The rows of each class by hash, of the group first."""
         prefix = f"draw {draw}: " if draw else ""  # the first is the order that a subset of the data has as well
         ranks = [np.array([hash_words(prefix + key)[3] for key in self.keys], dtype=np.uint64)]
         if self.groups is not None:
@@ -85,8 +102,7 @@ def budgets(drawing: Drawing, *, per_class: Sequence[int | str], shares: Sequenc
 
     Where a budget takes all labels there is one draw, see `draws_of` for the others.
     """
-    counts = {str(count): int(drawing.sizes.max()) if count == ALL else int(count) for count in per_class}
-    counts |= {str(float(share)): drawing.quota(share) for share in shares}
+    counts = {str(budget): drawing.count(budget) for budget in (*per_class, *map(float, shares))}
     ordered = sorted(counts.items(), key=lambda item: min(item[1], int(drawing.sizes.max())))
     found: list[Budget] = []
     for name, count in ordered:

@@ -161,7 +161,7 @@ def _given(budget: Budget, train: Split, settings: FinetuneConfig, seed: int) ->
 def _ours(task: Task, build: Build) -> dict[str, list[Outcome]]:
     """{use: an outcome for each of the draws} of the pretrained encoder."""
     model = build()
-    probes = _probes(task, task.features(model, "train"), task.features(model, "validation"), "frozen")
+    probes = _probes(task, lambda name: task.features(model, name), "frozen")
     test = task.features(model, "test").labelled()
     frozen = [
         Outcome(
@@ -181,9 +181,10 @@ def _better(frozen: Outcome, tuned: Outcome) -> Outcome:
     return replace(best, details={**best.details, "use": use})
 
 
-def _probes(task: Task, train: Features, validation: Features, name: str) -> list[FrozenProbe]:
-    fitter = FrozenProbes(train, len(task.classes), task.max_iter)
-    looked_at = validation.labelled() if task.selection == "validation" else None
+def _probes(task: Task, read: Callable[[str], Features], name: str) -> list[FrozenProbe]:
+    """read: gives the features of a split."""
+    fitter = FrozenProbes(read("train"), len(task.classes), task.max_iter)
+    looked_at = read("validation").labelled() if task.selection == "validation" else None
     found = []
     for given in task.given:
         probe = fitter.fit(Labels(rows=torch.from_numpy(given.rows), folds=given.folds, validation=looked_at))
@@ -334,7 +335,7 @@ def _yardsticks(
 
 
 def _frozen_only(task: Task, read: Callable[[str], Features], name: str) -> list[Outcome]:
-    probes = _probes(task, read("train"), read("validation"), name)
+    probes = _probes(task, read, name)
     test = read("test").labelled()
     return [Outcome(logits=scores_of(probe, test.probe), details=_probe_details(probe)) for probe in probes]
 
