@@ -1,4 +1,4 @@
-"""What `contrast run` ends with on the terminal: tables with yardsticks, one per protocol, then the verdict.
+"""What `contrast run` ends with on the terminal: gain or loss, tables with yardsticks, one per protocol, the verdict.
 
 The rows of the report, cut to fit 80 columns: only the linear probe keeps its interval, or its deviation over seeds.
 """
@@ -16,14 +16,25 @@ from cl_core.report.collect import collect
 from cl_core.report.distillation import distillations
 from cl_core.report.groups import NONE, group_seeds, percent
 from cl_core.report.results import Row, Table, gaps, tables
+from cl_core.report.verdict import verdict
 from pipelines.summary_grid import below, new_grid, remark
 from pipelines.verdict import print_verdicts
 
 
 def print_results(artifacts: Path, experiments: Sequence[str], console: Console) -> None:
-    """Print tables, what is missing and the verdicts of these experiments. Raises DataError for a damaged file."""
+    """Print what was gained or lost, tables, what is missing and the verdicts of these experiments.
+
+    Raises DataError for a damaged file.
+    """
     collected = collect(artifacts, experiments, timing=False)
     groups = group_seeds(collected)
+    for group in groups:
+        judged = verdict(group)
+        if judged.state != "unknown":
+            remark(group.label, judged.text, console)
+        for experiment in group.experiments:
+            for said in experiment.remarks[-1:]:  # the report has them all
+                remark(experiment.name, f"at step {said.step:,} of {experiment.steps:,}: {said.text}", console)
     for table in tables(groups):
         _all_labels(table, console)
         if table.budgets:
@@ -31,8 +42,6 @@ def print_results(artifacts: Path, experiments: Sequence[str], console: Console)
     for distilled in distillations(groups):
         remark(distilled.group.label, distilled.text, console)
     for experiment in collected:
-        for said in experiment.remarks[-1:]:  # the report has them all
-            remark(experiment.name, f"at step {said.step:,} of {experiment.steps:,}: {said.text}", console)
         for line in gaps(experiment):
             remark(experiment.name, line, console)
     print_verdicts(groups, console, tests=False)
